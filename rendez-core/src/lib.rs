@@ -6,10 +6,23 @@
 
 mod ids;
 mod name;
+pub mod placement;
+mod records;
 mod slot;
+mod store;
 mod time;
 
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
+pub use records::{
+    CHECKPOINT_BYTES_MAX, ClusterSettings, Declared, DynamicWorkloads, Holder, NodeInfo, NodeWish, Offer,
+    PROTOCOL_VERSION, REFUSALS_MAX, Record, RecordKey, Refused, SessionRecord, SlotRecord, Stance, Versioned,
+    WorkloadRecord,
+};
 pub use slot::{Slot, SlotError, UNITS_MAX};
+pub use store::{
+    AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
+    CloseRequest, Conflict, Cursor, Due, ErrorKind, Fencing, HeartbeatRequest, Held, Known, LeaseStore, OpenRequest,
+    Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, Sync, Watch, WatchHint,
+};
 pub use time::{StoreTime, Timestamp};

@@ -1,0 +1,54 @@
+//! What a store can do and promise.
+
+use std::time::Duration;
+
+/// How far the tokens of a store can be trusted to rise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fencing {
+    /// They rise for ever.
+    Strict,
+    /// They rise as long as acknowledged writes survive a failover, which the store waits for but cannot promise.
+    Acknowledged,
+    /// They may fall if the store loses its data, its clock has gone back, and nobody is left who remembers.
+    BestEffort,
+}
+
+/// What a store can do and promise. Start from [`Capabilities::strict`] and take away what is not so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The store's name, for messages: `redis`.
+    pub name: &'static str,
+    /// How far tokens can be trusted.
+    pub fencing: Fencing,
+    /// Whether [`watch`](crate::LeaseStore::watch) works.
+    pub watch: bool,
+    /// How long after its end a session may still count as alive.
+    pub expiry_lateness_max: Duration,
+    /// How far replicas may lag behind what was acknowledged; a part of the quiet time after a loss of data.
+    pub replica_lag_max: Duration,
+    /// The shortest session TTL.
+    pub ttl_min: Duration,
+    /// The longest session TTL.
+    pub ttl_max: Duration,
+    /// The most changes in one request.
+    pub changes_max: usize,
+}
+
+impl Capabilities {
+    /// A store that promises everything.
+    #[must_use]
+    pub fn strict(name: &'static str) -> Self {
+        Self {
+            name,
+            fencing: Fencing::Strict,
+            watch: true,
+            expiry_lateness_max: Duration::ZERO,
+            replica_lag_max: Duration::ZERO,
+            ttl_min: Duration::from_millis(10),
+            ttl_max: Duration::from_secs(24 * 3600),
+            changes_max: 512,
+        }
+    }
+}
