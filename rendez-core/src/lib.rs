@@ -4,6 +4,7 @@
 //! no randomness, no I/O and no runtime in here: time and entropy are arguments, so that everything can be run
 //! again from its inputs. What needs any of those belongs into the crate `rendez`.
 
+mod config;
 mod ids;
 mod name;
 pub mod placement;
@@ -12,6 +13,7 @@ mod slot;
 mod store;
 mod time;
 
+pub use config::{EngineConfig, RunnerPolicy, Stabilizers, Timing, TimingError};
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
