@@ -5,6 +5,7 @@
 //! again from its inputs. What needs any of those belongs into the crate `rendez`.
 
 mod config;
+mod engine;
 mod ids;
 mod name;
 pub mod placement;
@@ -14,6 +15,10 @@ mod store;
 mod time;
 
 pub use config::{EngineConfig, RunnerPolicy, Stabilizers, Timing, TimingError};
+pub use engine::{
+    Action, Call, CheckpointError, Command, Engine, EngineSetup, Event, Input, Reply, RequestId, RunnerEnd, StopReason,
+    StoppedReason, Ticket,
+};
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
