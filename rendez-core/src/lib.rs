@@ -6,6 +6,7 @@
 
 mod ids;
 mod name;
+pub mod placement;
 mod slot;
 mod time;
 

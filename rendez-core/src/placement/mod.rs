@@ -1,0 +1,24 @@
+//! Placement: the pure function from nodes, workloads, policy and holders to who *should* own what.
+//!
+//! [`Planner`] is what the engine talks to. What a node or a workload is like goes in as [`NodeSpec`] and
+//! [`WorkloadSpec`]; who should own a slot comes out as [`Desired`], with a [`Reason`] where that is nobody.
+//! [`score`] is the frozen arithmetic that all nodes share.
+//!
+//! Nothing here knows of time, sessions, tokens or requests: whether a move is made now is for the stabilizers,
+//! whether it is safe is for the store.
+
+mod balanced;
+mod draft;
+mod field;
+mod planner;
+mod rendezvous;
+pub mod score;
+mod shares;
+mod spec;
+mod world;
+
+pub use planner::Planner;
+pub use spec::{
+    Band, Bands, Cause, Counts, Desired, LoadFactor, LoadFactorError, Move, NodeSpec, NodeSummary, Policy, Reason,
+    Runs, Unplaced, WorkloadSpec,
+};
