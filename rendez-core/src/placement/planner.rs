@@ -345,7 +345,7 @@ impl Planner {
             } else {
                 draft.count_all(&by_score);
             }
-            balanced::place(&mut draft, &by_share);
+            self.shares = Some(balanced::place(&mut draft, &by_share));
         }
         self.compare();
     }
