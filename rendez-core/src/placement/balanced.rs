@@ -58,7 +58,7 @@ fn settle(draft: &mut Draft<'_>, loads: &[u32]) -> Vec<Place> {
                 continue;
             }
             let place = Place { load: *load, unit };
-            if *holder != NONE && entry.pairs[*holder as usize].units > unit {
+            if *holder != NONE && entry.pairs.get(*holder as usize).is_some_and(|pair| unit < pair.units) {
                 draft.put(place, *holder);
             } else {
                 free.push(place);

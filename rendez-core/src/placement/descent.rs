@@ -41,8 +41,8 @@ pub(super) struct Descent<'d, 'w> {
     pub(super) total_gain: Vec<i8>,
     /// By workload and change: how many nodes can give at that change.
     givers: Vec<[u32; SIDES]>,
-    /// By workload and change: how many nodes can take at that change.
-    receivers: Vec<[u32; SIDES]>,
+    /// By workload and change: the nodes that can take at that change, in no order.
+    receivers: Vec<[Vec<u32>; SIDES]>,
     /// By workload and change of the giver: the units that may be given so.
     pools: HashMap<(usize, i8), Pool>,
     /// The best of a pool for one receiver.
@@ -140,7 +140,7 @@ impl<'d, 'w> Descent<'d, 'w> {
         self.total_loss = vec![NEVER; width];
         self.total_gain = vec![NEVER; width];
         self.givers = vec![[0; SIDES]; self.loads.len()];
-        self.receivers = vec![[0; SIDES]; self.loads.len()];
+        self.receivers = vec![Default::default(); self.loads.len()];
         for node in self.nodes.clone() {
             (self.total_loss[node as usize], self.total_gain[node as usize]) = self.total_changes(node);
             for index in 0..self.loads.len() {
@@ -188,12 +188,17 @@ impl<'d, 'w> Descent<'d, 'w> {
 
     /// Counts a node among the givers and receivers of a workload, or no more.
     fn register(&mut self, index: usize, node: u32, present: bool) {
-        let step = |count: &mut u32| *count = if present { *count + 1 } else { *count - 1 };
         if let Some(giving) = self.giving(index, node) {
-            step(&mut self.givers[index][(giving + 3) as usize]);
+            let givers = &mut self.givers[index][(giving + 3) as usize];
+            *givers = if present { *givers + 1 } else { *givers - 1 };
         }
         if let Some(taking) = self.taking(index, node) {
-            step(&mut self.receivers[index][(taking + 3) as usize]);
+            let receivers = &mut self.receivers[index][(taking + 3) as usize];
+            if present {
+                receivers.push(node);
+            } else if let Some(at) = receivers.iter().position(|receiver| *receiver == node) {
+                receivers.swap_remove(at);
+            }
         }
     }
 
@@ -204,18 +209,11 @@ impl<'d, 'w> Descent<'d, 'w> {
             for index in 0..self.loads.len() {
                 for giving in -3..=3i8 {
                     let taking = change - giving;
-                    let sides = -3..=3;
-                    if !sides.contains(&taking)
-                        || self.givers[index][(giving + 3) as usize] == 0
-                        || self.receivers[index][(taking + 3) as usize] == 0
-                    {
+                    if !(-3..=3).contains(&taking) || self.givers[index][(giving + 3) as usize] == 0 {
                         continue;
                     }
-                    for at in 0..self.nodes.len() {
-                        let node = self.nodes[at];
-                        if self.taking(index, node) != Some(taking) {
-                            continue;
-                        }
+                    for at in 0..self.receivers[index][(taking + 3) as usize].len() {
+                        let node = self.receivers[index][(taking + 3) as usize][at];
                         let Some(unit) = self.best_unit(index, giving, node) else { continue };
                         let place = Place { load: self.loads[index], unit };
                         let bid = Bid::new(self.draft.world, place, node);
@@ -326,11 +324,11 @@ impl<'d, 'w> Descent<'d, 'w> {
                 }
             }
         }
-        if let Some(giving) = self.giving(index, to) {
-            if let Some(pool) = self.pools.get_mut(&(index, giving)) {
-                pool.units.push(place.unit);
-                pool.version += 1;
-            }
+        if let Some(giving) = self.giving(index, to)
+            && let Some(pool) = self.pools.get_mut(&(index, giving))
+        {
+            pool.units.push(place.unit);
+            pool.version += 1;
         }
     }
 
