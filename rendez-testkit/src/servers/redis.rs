@@ -12,7 +12,7 @@ use super::guarded::GuardedProcess;
 use super::port::PortLease;
 use super::resp::{RespClient, RespValue};
 use super::tls::TlsFiles;
-use super::wait::{READY_BOUND, wait_until};
+use super::wait::{Patience, READY_BOUND, wait_until};
 use super::{INSTALL_REDIS, ServerError, find_program, log_tail};
 
 const URL_VARIABLE: &str = "RENDEZ_TEST_REDIS_URL";
@@ -413,20 +413,22 @@ impl Own {
 
     async fn wait_ready(&mut self) -> Result<(), ServerError> {
         let log = self.folder.path().join("log");
-        let ended = wait_until("a Redis server to answer", READY_BOUND, async || {
+        let mut patience = Patience::new("a Redis server to answer", READY_BOUND);
+        loop {
             // An answer without a live process would be some other server's.
-            match self.process.exit_status() {
-                Ok(None) => {}
-                Ok(Some(_)) => return Ok(true),
-                Err(error) => return Err(error.to_string()),
+            if self.process.exit_status()?.is_some() {
+                return Err(ServerError::Ended { server: "a Redis server".to_owned(), log: log_tail(&log) });
             }
-            let answer = async { self.control().await?.command(&["PING"]).await };
-            answer.await.map(|_| false).map_err(|error| format!("{error}; its log:\n{}", log_tail(&log)))
-        });
-        if ended.await? {
-            return Err(ServerError::Ended { server: "a Redis server".to_owned(), log: log_tail(&log) });
+            let error = match self.ping().await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            patience.pause(format!("{error}; its log:\n{}", log_tail(&log))).await?;
         }
-        Ok(())
+    }
+
+    async fn ping(&self) -> Result<RespValue, ServerError> {
+        self.control().await?.command(&["PING"]).await
     }
 }
 
