@@ -92,9 +92,13 @@ impl RedisServer {
     /// # Errors
     /// [`ServerError`] says what is missing or what the server logged.
     pub async fn start() -> Result<Self, ServerError> {
-        match std::env::var(URL_VARIABLE) {
-            Ok(url) if !url.is_empty() => Ok(Self { place: Place::External { url } }),
-            Ok(_) | Err(_) => Self::builder().start().await,
+        Self::at(std::env::var(URL_VARIABLE).ok()).await
+    }
+
+    async fn at(url: Option<String>) -> Result<Self, ServerError> {
+        match url {
+            Some(url) if !url.is_empty() => Ok(Self { place: Place::External { url } }),
+            Some(_) | None => Self::builder().start().await,
         }
     }
 
@@ -469,4 +473,25 @@ fn url_part(part: &str) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_of_the_environment_has_its_url_and_is_left_alone() {
+        let mut server = RedisServer::at(Some("redis://elsewhere:1".to_owned())).await.unwrap();
+        assert_eq!(server.url(), "redis://elsewhere:1");
+        for refused in [server.stop(), server.kill(), server.restart(Restart::Empty).await] {
+            assert!(refused.unwrap_err().to_string().contains(URL_VARIABLE));
+        }
+    }
+
+    #[tokio::test]
+    async fn without_one_an_own_server_is_started() {
+        for unset in [None, Some(String::new())] {
+            assert!(RedisServer::at(unset).await.unwrap().process_id().is_ok());
+        }
+    }
 }
