@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::guarded::GuardedProcess;
+use super::guarded::{GuardedProcess, LOG};
 use super::port::PortLease;
 use super::resp::{RespClient, RespValue};
 use super::tls::TlsFiles;
@@ -416,7 +416,7 @@ impl Own {
     }
 
     async fn wait_ready(&mut self) -> Result<(), ServerError> {
-        let log = self.folder.path().join("log");
+        let log = self.folder.path().join(LOG);
         let mut patience = Patience::new("a Redis server to answer", READY_BOUND);
         loop {
             // An answer without a live process would be some other server's.
@@ -439,7 +439,7 @@ impl Own {
 fn spawn(folder: &Path) -> Result<GuardedProcess, ServerError> {
     let mut command = Command::new(find_program("redis-server", INSTALL_REDIS)?);
     command.arg(folder.join("redis.conf"));
-    GuardedProcess::spawn(&command, &folder.join("log"))
+    GuardedProcess::spawn(&command, folder)
 }
 
 fn wipe(data: &Path) -> Result<(), ServerError> {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::guarded::GuardedProcess;
+use super::guarded::{GuardedProcess, LOG};
 use super::port::PortLease;
 use super::redis::{HARNESS_USER, RedisServer, RedisServerBuilder};
 use super::resp::{RespClient, RespValue};
@@ -268,11 +268,11 @@ impl Sentinel {
     fn spawn(folder: &TempDir) -> Result<GuardedProcess, ServerError> {
         let mut command = Command::new(find_program("redis-server", INSTALL_REDIS)?);
         command.arg(folder.path().join("sentinel.conf")).arg("--sentinel");
-        GuardedProcess::spawn(&command, &folder.path().join("log"))
+        GuardedProcess::spawn(&command, folder.path())
     }
 
     fn log(&self) -> String {
-        log_tail(&self.folder.path().join("log"))
+        log_tail(&self.folder.path().join(LOG))
     }
 
     async fn wait_ready(&mut self) -> Result<(), ServerError> {
