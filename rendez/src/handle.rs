@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::lease::SlotLease;
 
 /// The slots that run on this node, sorted; a picture of one moment.
-#[derive(Debug, Clone, Default)]
-pub struct Owned(Arc<[SlotLease]>);
+#[derive(Debug, Default)]
+pub struct Owned(Vec<SlotLease>);
 
 impl Owned {
     pub(crate) fn new(leases: impl Iterator<Item = SlotLease>) -> Self {
@@ -135,7 +135,7 @@ pub(crate) struct Published {
     pub(crate) cluster: ClusterName,
     pub(crate) node: NodeId,
     pub(crate) owned: ArcSwap<Owned>,
-    pub(crate) owned_changes: watch::Sender<Owned>,
+    pub(crate) owned_changes: watch::Sender<Arc<Owned>>,
     pub(crate) session: watch::Sender<Option<(SessionId, Generation)>>,
     pub(crate) outcome: watch::Sender<Outcome>,
     /// Ends the driver whatever the engine says.
@@ -193,7 +193,7 @@ impl Handle {
 
     /// [`owned`](Self::owned), each time it changes; the latest only.
     #[must_use]
-    pub fn owned_changes(&self) -> watch::Receiver<Owned> {
+    pub fn owned_changes(&self) -> watch::Receiver<Arc<Owned>> {
         self.published.owned_changes.subscribe()
     }
 
