@@ -11,8 +11,10 @@ mod name;
 pub mod placement;
 mod records;
 mod slot;
+pub mod stabilizer;
 mod store;
 mod time;
+mod view;
 
 pub use config::{EngineConfig, RunnerPolicy, Stabilizers, Timing, TimingError};
 pub use engine::{
@@ -33,3 +35,4 @@ pub use store::{
     Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, Sync, Watch, WatchHint,
 };
 pub use time::{StoreTime, Timestamp};
+pub use view::ClusterView;
