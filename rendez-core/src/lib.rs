@@ -7,6 +7,7 @@
 mod config;
 mod engine;
 mod ids;
+mod model;
 mod name;
 pub mod placement;
 mod records;
@@ -22,6 +23,7 @@ pub use engine::{
     StoppedReason, Ticket,
 };
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
+pub use model::{DUE_MAX, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
     CHECKPOINT_BYTES_MAX, ClusterSettings, Declared, DynamicWorkloads, Holder, NodeInfo, NodeWish, Offer,
