@@ -1,6 +1,7 @@
 //! The data of one cluster, and the few operations that keep its parts in step.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::change_index::{ChangeIndex, Key};
 use super::{ANCESTORS_MAX, TOKEN_MAX};
@@ -18,6 +19,13 @@ pub(super) struct Session {
     pub(super) held: Held,
 }
 
+/// A time in which nothing is granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quiet {
+    pub(super) from: StoreTime,
+    pub(super) lasts: Duration,
+}
+
 /// All that a store keeps of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cluster {
@@ -26,9 +34,7 @@ pub(super) struct Cluster {
     pub(super) ancestors: VecDeque<Generation>,
     /// The history of the server that this was last written in.
     pub(super) history: u64,
-    /// When the generation began, if it began with a loss of data.
-    pub(super) lost_at: Option<StoreTime>,
-    pub(super) quiet_until: StoreTime,
+    pub(super) quiet: Option<Quiet>,
     /// Whether a session was ever opened.
     pub(super) opened: bool,
     pub(super) revision: Revision,
@@ -49,8 +55,7 @@ impl Cluster {
             generation,
             ancestors: VecDeque::new(),
             history,
-            lost_at: None,
-            quiet_until: StoreTime::default(),
+            quiet: None,
             opened: false,
             revision: Revision(0),
             token: FencingToken::NONE,
@@ -70,6 +75,23 @@ impl Cluster {
         while self.ancestors.len() > ANCESTORS_MAX {
             self.ancestors.pop_front();
         }
+    }
+
+    /// Nothing is granted for this long from now, or longer if it was so before.
+    pub(super) fn be_quiet(&mut self, now: StoreTime, lasts: Duration) {
+        let lasts = lasts.max(self.quiet_left(now));
+        self.quiet = Some(Quiet { from: now, lasts }).filter(|quiet| !quiet.lasts.is_zero());
+    }
+
+    /// Lets the quiet time pass. Where the clock has gone back behind its beginning, it is counted from there, so
+    /// that it is neither cut short nor drawn out.
+    pub(super) fn pass_quiet(&mut self, now: StoreTime) {
+        self.quiet = self.quiet.map(|quiet| Quiet { from: quiet.from.min(now), ..quiet });
+        self.quiet = self.quiet.filter(|quiet| now < quiet.from + quiet.lasts);
+    }
+
+    pub(super) fn quiet_left(&self, now: StoreTime) -> Duration {
+        self.quiet.map_or(Duration::ZERO, |quiet| (quiet.from + quiet.lasts).since(now))
     }
 
     pub(super) fn next_revision(&mut self) -> Revision {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use change_index::Key;
-use cluster::{Cluster, Session};
+use cluster::{Cluster, Quiet, Session};
 use hints::Hints;
 use slot_change::Acting;
 
@@ -171,7 +171,7 @@ impl StoreModel {
             cluster.write_record(&RecordKey::Settings, Record::Settings(settings.clone()));
         }
         if !cluster.opened {
-            cluster.quiet_until = cluster.quiet_until.max(now + settings.cold_start_hold);
+            cluster.be_quiet(now, settings.cold_start_hold);
         }
         let revision = cluster.next_revision();
         let high_bits = cluster.generation.bits() >> 64 << 64;
@@ -263,7 +263,7 @@ impl StoreModel {
             now,
             session: request.session,
             node: &node,
-            quiet: now < cluster.quiet_until,
+            quiet: cluster.quiet.is_some(),
             generation_known: request.known.generation == Some(cluster.generation),
         };
         let hints = &mut self.hints;
@@ -371,7 +371,7 @@ impl StoreModel {
     /// How long nothing is granted yet.
     #[must_use]
     pub fn quiet(&self, now: StoreTime) -> Duration {
-        self.server.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.quiet_until.since(now))
+        self.server.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.quiet_left(now))
     }
 
     /// The sessions that were not removed yet and when they end; some may have ended meanwhile.
@@ -511,6 +511,7 @@ impl Server {
         let foreign = known.generation.filter(|reported| *reported != cluster.generation);
         let unheard = foreign.is_some_and(|reported| !cluster.ancestors.contains(&reported));
         cluster.token = cluster.token.max(known.token);
+        cluster.pass_quiet(now);
 
         if unheard || cluster.history != history {
             if !fresh {
@@ -521,14 +522,13 @@ impl Server {
                 cluster.remember_ancestor(reported);
             }
             cluster.history = history;
-            cluster.lost_at = Some(now);
             cluster.token = FencingToken::new((cluster.token.get() + TOKEN_FLOOR_STEP).min(TOKEN_MAX));
-            cluster.quiet_until = cluster.quiet_until.max(now + quiet_time(cluster, capabilities, known));
-        } else if let Some(lost_at) = cluster.lost_at
+            cluster.be_quiet(now, quiet_time(cluster, capabilities, known));
+        } else if let Some(quiet) = cluster.quiet
             && foreign.is_some()
-            && now < cluster.quiet_until
         {
-            cluster.quiet_until = cluster.quiet_until.max(lost_at + quiet_time(cluster, capabilities, known));
+            let lasts = quiet.lasts.max(quiet_time(cluster, capabilities, known));
+            cluster.quiet = Some(Quiet { lasts, ..quiet });
         }
         cluster.reap(now);
         Ok(cluster)
@@ -549,7 +549,7 @@ fn stamp(cluster: &Cluster, now: StoreTime) -> Stamp {
         revision: cluster.revision,
         now,
         token: cluster.token,
-        quiet: cluster.quiet_until.since(now),
+        quiet: cluster.quiet_left(now),
     }
 }
 

@@ -23,13 +23,8 @@ pub(super) struct Acting<'a> {
     pub(super) generation_known: bool,
 }
 
-/// What a change comes to.
-enum Step {
-    /// Write this.
-    Write(SlotRecord),
-    /// It is done already.
-    Done,
-}
+/// What is to be written; nothing if it is done already.
+type Step = Option<SlotRecord>;
 
 impl Acting<'_> {
     pub(super) fn make(&self, cluster: &mut Cluster, hints: &mut Hints, change: &SlotChange) -> ChangeOutcome {
@@ -61,7 +56,7 @@ impl Acting<'_> {
         };
         let slot = &change.slot;
         let result = result.map(|step| {
-            if let Step::Write(mut record) = step {
+            if let Some(mut record) = step {
                 record.refusals.retain(|refused| refused.until > self.now);
                 cluster.write_slot(slot, record);
             }
@@ -83,7 +78,7 @@ impl Acting<'_> {
         }
         let before = cluster.slots.get(&change.slot).cloned();
         if before.as_ref().is_some_and(|slot| slot.granted_by == operation && slot.is_held_by(self.session)) {
-            return Ok(Step::Done);
+            return Ok(None);
         }
         if before.as_ref().map_or(FencingToken::NONE, |slot| slot.token) != change.token {
             return Err(Conflict::Token);
@@ -94,7 +89,7 @@ impl Acting<'_> {
             return Err(Conflict::Held);
         }
         let token = cluster.next_token(self.now);
-        Ok(Step::Write(self.granted(before, token, operation, self.holder())))
+        Ok(Some(self.granted(before, token, operation, self.holder())))
     }
 
     fn release(
@@ -106,13 +101,13 @@ impl Acting<'_> {
         refuse_for: Option<Duration>,
     ) -> Result<Step, Conflict> {
         let Some(slot) = cluster.slots.get(&change.slot) else {
-            return if change.token == FencingToken::NONE { Ok(Step::Done) } else { Err(Conflict::Token) };
+            return if change.token == FencingToken::NONE { Ok(None) } else { Err(Conflict::Token) };
         };
         if slot.token != change.token {
             return Err(Conflict::Token);
         }
         if slot.holder.is_none() {
-            return Ok(Step::Done);
+            return Ok(None);
         }
         if !slot.is_held_by(self.session) {
             return Err(Conflict::NotHolder);
@@ -127,27 +122,27 @@ impl Acting<'_> {
             self.add_refusal(&mut slot, refuse_for);
         }
         hints.push(WatchHint::Everyone);
-        Ok(Step::Write(slot))
+        Ok(Some(slot))
     }
 
     fn offer(&self, cluster: &Cluster, hints: &mut Hints, change: &SlotChange, offer: Offer) -> Result<Step, Conflict> {
         let slot = self.own(cluster, change)?;
         if slot.offer.as_ref().is_some_and(|standing| standing.id == offer.id) {
-            return Ok(Step::Done);
+            return Ok(None);
         }
         if offer.to == self.session || !cluster.sessions.contains_key(&offer.to) {
             return Err(Conflict::ReceiverGone);
         }
         hints.push(WatchHint::Session(offer.to));
-        Ok(Step::Write(SlotRecord { offer: Some(offer), ..slot.clone() }))
+        Ok(Some(SlotRecord { offer: Some(offer), ..slot.clone() }))
     }
 
     fn withdraw(&self, cluster: &Cluster, change: &SlotChange, offer: OperationId) -> Result<Step, Conflict> {
         let slot = self.own(cluster, change)?;
         if slot.offer.as_ref().is_none_or(|standing| standing.id != offer) {
-            return Ok(Step::Done);
+            return Ok(None);
         }
-        Ok(Step::Write(SlotRecord { offer: None, ..slot.clone() }))
+        Ok(Some(SlotRecord { offer: None, ..slot.clone() }))
     }
 
     fn accept(
@@ -160,10 +155,10 @@ impl Acting<'_> {
         let slot = with_token(cluster, change)?;
         let offer = self.offered_to_me(slot, offer)?;
         if offer.ready {
-            return Ok(Step::Done);
+            return Ok(None);
         }
         hint_giver(hints, slot);
-        Ok(Step::Write(SlotRecord { offer: Some(Offer { ready: true, ..offer.clone() }), ..slot.clone() }))
+        Ok(Some(SlotRecord { offer: Some(Offer { ready: true, ..offer.clone() }), ..slot.clone() }))
     }
 
     fn refuse(
@@ -179,7 +174,7 @@ impl Acting<'_> {
         hint_giver(hints, slot);
         let mut slot = SlotRecord { offer: None, ..slot.clone() };
         self.add_refusal(&mut slot, refuse_for);
-        Ok(Step::Write(slot))
+        Ok(Some(slot))
     }
 
     fn transfer(
@@ -195,7 +190,7 @@ impl Acting<'_> {
             return Err(Conflict::Quiet);
         }
         if cluster.slots.get(&change.slot).is_some_and(|slot| slot.granted_by == operation) {
-            return Ok(Step::Done);
+            return Ok(None);
         }
         let slot = self.own(cluster, change)?;
         let Some(offer) = slot.offer.as_ref().filter(|standing| standing.id == offer) else {
@@ -213,7 +208,7 @@ impl Acting<'_> {
         let checkpoint = checkpoint.or(slot.checkpoint.as_ref()).cloned();
         let before = SlotRecord { moved_at, checkpoint, ..slot.clone() };
         let token = cluster.next_token(self.now);
-        Ok(Step::Write(self.granted(Some(before), token, operation, holder)))
+        Ok(Some(self.granted(Some(before), token, operation, holder)))
     }
 
     /// The only change that leaves the revision as it is: a checkpoint concerns nobody but the holder.
@@ -240,11 +235,11 @@ impl Acting<'_> {
         }
         cluster.token = cluster.token.max(change.token);
         Ok(match before {
-            Some(slot) if slot.token == change.token && slot.is_held_by(self.session) => Step::Done,
+            Some(slot) if slot.token == change.token && slot.is_held_by(self.session) => None,
             Some(slot) if slot.token == change.token => {
-                Step::Write(SlotRecord { holder: Some(self.holder()), freed_at: None, offer: None, ..slot })
+                Some(SlotRecord { holder: Some(self.holder()), freed_at: None, offer: None, ..slot })
             }
-            before => Step::Write(self.granted(before, change.token, NO_OPERATION, self.holder())),
+            before => Some(self.granted(before, change.token, NO_OPERATION, self.holder())),
         })
     }
 

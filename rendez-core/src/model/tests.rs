@@ -202,7 +202,7 @@ fn an_opening_that_cannot_be_is_refused_with_what_would_do() {
         (
             OpenRequest {
                 info: with(&|i| {
-                    drop(i.workloads.insert("w".parse().unwrap(), Declared { units: 1_000_001, cap: None }))
+                    let _ = i.workloads.insert("w".parse().unwrap(), Declared { units: 1_000_001, cap: None });
                 }),
                 ..base.clone()
             },
@@ -400,7 +400,8 @@ fn the_conflicts_of_every_change_come_in_their_order() {
     let save = ChangeKind::SaveCheckpoint { checkpoint: Bytes::from_static(b"x") };
     let readopt = ChangeKind::Readopt;
     use Conflict::{Held, NotHolder, NotQuiet, Offer, Quiet, ReceiverGone, Token};
-    let cases: &[(&str, &World, SessionId, u32, FencingToken, &ChangeKind, Option<Conflict>)] = &[
+    type Case<'a> = (&'a str, &'a World, SessionId, u32, FencingToken, &'a ChangeKind, Option<Conflict>);
+    let cases: &[Case<'_>] = &[
         ("acquire", &quiet, b, 0, late, &acquire, Some(Quiet)),
         ("acquire", &base, b, 0, late, &acquire, Some(Token)),
         ("acquire", &base, b, 0, NONE, &acquire, Some(Token)),
@@ -651,7 +652,7 @@ fn changes_come_in_pages_each_key_once_and_only_the_own_checkpoints() {
         }
     }
     assert_eq!(Revision(since), world.store.revision());
-    let units: Vec<_> = seen.iter().map(|change| match change {
+    let units = seen.iter().map(|change| match change {
         Change::Slot(slot, Some(record)) => (slot.unit, record.checkpoint.clone()),
         other => panic!("{other:?}"),
     });
@@ -892,6 +893,19 @@ fn the_quiet_time_covers_the_longest_ttl_that_anybody_knows() {
     let known = Known { generation: Some(Generation::from_bits(1)), session_ttl_max: TTL, token: NONE };
     let page = store.snapshot(at(5), &SnapshotRequest { known, session: None, cursor: None }).unwrap();
     assert_eq!(page.stamp.quiet.as_secs(), 14);
+}
+
+#[test]
+fn a_clock_that_goes_back_counts_the_quiet_time_anew_and_never_brings_it_back() {
+    let (mut world, a, _) = World::with_two();
+    world.store.restart();
+    world.beat(a).unwrap();
+    world.now = at(500);
+    assert_eq!(world.beat(a).unwrap().stamp.quiet, TTL + QUIET_MARGIN);
+    world.wait_with(11, &[a]);
+    assert_eq!(world.beat(a).unwrap().stamp.quiet, Duration::ZERO);
+    world.now = at(100);
+    world.acquired(a, 0);
 }
 
 #[test]
