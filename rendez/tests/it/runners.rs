@@ -243,7 +243,7 @@ struct Warm {
 }
 
 #[async_trait]
-impl RunnerFactory for Arc<Warm> {
+impl RunnerFactory for Warm {
     async fn make(&self, ctx: &SlotContext) -> Result<Box<dyn Runner>, BoxError> {
         self.log.lock().unwrap().push(format!("make {}", ctx.slot()));
         idle.make(ctx).await
@@ -266,11 +266,11 @@ async fn an_offered_slot_is_warmed_up_before_it_comes_and_refused_if_that_fails(
     let a = node(&store, "a", 2).runner(idle).start().await.unwrap();
     owns(&a, 2).await;
     let diary = Diary::default();
-    let c = node(&store, "c", 2).runner(cold.clone()).on_event(diary.hook()).start().await.unwrap();
+    let c = node(&store, "c", 2).shared_runner(cold.clone()).on_event(diary.hook()).start().await.unwrap();
     a.drain(true).await.unwrap();
     diary.tells("the refusal", |event| matches!(event, Event::OfferRefused { .. })).await;
     c.cordon(true).await.unwrap();
-    let b = node(&store, "b", 2).runner(warm.clone()).start().await.unwrap();
+    let b = node(&store, "b", 2).shared_runner(warm.clone()).start().await.unwrap();
     owns(&b, 2).await;
     let log = warm.log.lock().unwrap().clone();
     for unit in 0..2 {
