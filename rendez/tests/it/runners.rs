@@ -216,12 +216,13 @@ fn a_runtime_that_its_runners_block_is_noticed_from_outside() {
     let store = TestStore::new();
     let free = Arc::new(AtomicBool::new(false));
     let (flag, call) = (free.clone(), free.clone());
-    let runner = move |_: SlotContext| {
+    let runner = move |ctx: SlotContext| {
         let free = flag.clone();
         async move {
             while !free.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
             }
+            ctx.cancelled().await;
         }
     };
     let policy = rendez::OverrunPolicy::call(move |slot, _| {
@@ -231,8 +232,9 @@ fn a_runtime_that_its_runners_block_is_noticed_from_outside() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let handle = node(&store, "a", 1).runner(runner).overrun_policy(policy).start().await.unwrap();
-        owns(&handle, 1).await; // blocked until the policy is asked
+        // Blocked as soon as the slot has come, until the policy is asked.
         eventually("it was asked", || free.load(Ordering::SeqCst)).await;
+        owns(&handle, 1).await;
         handle.shutdown().await.unwrap();
     });
 }
