@@ -29,7 +29,7 @@ pub use metrics::{
     EVENTS_TOTAL, METRICS, Measurement, Metric, MetricKind, Metrics, NoMetrics, RUNNER_SECONDS, RUNNER_STOP_SECONDS,
     SLOTS_RUNNING, STORE_CALL_SECONDS, WAKE_LATENESS_SECONDS, WATCH_OPENINGS_TOTAL,
 };
-pub use policy::{EXIT_CODE_OVERRUN, OverrunPolicy};
+pub use policy::{EXIT_CODE_OVERRUN, OverrunHook, OverrunPolicy};
 pub use rendez_core::{
     Capabilities, CheckpointError, ClusterName, ClusterSettings, Declared, DynamicWorkloads, EngineConfig, ErrorKind,
     Event, FencingToken, Incarnation, LeaseStore, NodeId, RunnerEnd, SessionId, Slot, StopReason, StoppedReason,

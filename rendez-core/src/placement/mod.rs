@@ -8,10 +8,14 @@
 //! whether it is safe is for the store.
 
 mod balanced;
+mod chains;
+mod descent;
 mod draft;
+mod fair;
 mod field;
 mod planner;
 mod rendezvous;
+mod rescue;
 pub mod score;
 mod shares;
 mod spec;
