@@ -50,6 +50,7 @@
 //! nothing itself.
 
 mod clock;
+mod config;
 mod context;
 mod coordinator;
 mod driver;
@@ -63,6 +64,7 @@ mod runner;
 pub use rendez_core as core;
 
 pub use clock::boot_time;
+pub use config::{Config, ConfigError, ConfigProblem, ENVIRONMENT_PREFIX, Place, ResolvedConfig};
 pub use context::SlotContext;
 pub use coordinator::{Coordinator, CoordinatorBuilder, StartError};
 pub use handle::{CommandError, DriverError, EVENTS_KEPT, Events, Handle, Owned, Told};
