@@ -1,0 +1,4 @@
+//! Tests of the command `rendez` with real processes.
+
+mod guardian;
+mod processes;
