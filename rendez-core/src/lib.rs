@@ -7,12 +7,15 @@
 mod config;
 mod engine;
 mod ids;
+mod model;
 mod name;
 pub mod placement;
 mod records;
 mod slot;
+pub mod stabilizer;
 mod store;
 mod time;
+mod view;
 
 pub use config::{EngineConfig, RunnerPolicy, Stabilizers, Timing, TimingError};
 pub use engine::{
@@ -20,6 +23,7 @@ pub use engine::{
     StoppedReason, Ticket,
 };
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
+pub use model::{DUE_MAX, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
     CHECKPOINT_BYTES_MAX, ClusterSettings, Declared, DynamicWorkloads, Holder, NodeInfo, NodeWish, Offer,
@@ -33,3 +37,4 @@ pub use store::{
     Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, Sync, Watch, WatchHint,
 };
 pub use time::{StoreTime, Timestamp};
+pub use view::ClusterView;

@@ -1,25 +1,24 @@
-//! Placement: who should own what.
+//! Placement: the pure function from nodes, workloads, policy and holders to who *should* own what.
+//!
+//! [`Planner`] is what the engine talks to. What a node or a workload is like goes in as [`NodeSpec`] and
+//! [`WorkloadSpec`]; who should own a slot comes out as [`Desired`], with a [`Reason`] where that is nobody.
+//! [`score`] is the frozen arithmetic that all nodes share.
+//!
+//! Nothing here knows of time, sessions, tokens or requests: whether a move is made now is for the stabilizers,
+//! whether it is safe is for the store.
 
-use serde::{Deserialize, Serialize};
+mod balanced;
+mod draft;
+mod field;
+mod planner;
+mod rendezvous;
+pub mod score;
+mod shares;
+mod spec;
+mod world;
 
-/// How slots are placed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// Even shares, few moves.
-    #[default]
-    Balanced,
-    /// The highest score.
-    Rendezvous,
-}
-
-/// How far from its share a node may be, in thousandths; at least 1000.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct LoadFactor(u32);
-
-impl Default for LoadFactor {
-    fn default() -> Self {
-        Self(1000)
-    }
-}
+pub use planner::Planner;
+pub use spec::{
+    Band, Bands, Cause, Counts, Desired, LoadFactor, LoadFactorError, Move, NodeSpec, NodeSummary, Policy, Reason,
+    Runs, Unplaced, WorkloadSpec,
+};

@@ -1,0 +1,124 @@
+//! Keeping the view: snapshots page by page, and hints.
+
+use std::time::Duration;
+
+use crate::Timestamp;
+use crate::store::{Change, Cursor, SnapshotPage, SnapshotRequest, Stamp, WatchHint};
+
+use super::Engine;
+use super::api::{Call, Event, RequestId};
+use super::session::Phase;
+
+/// The most changes in one answer.
+pub(super) const CHANGES_MAX: u32 = 4096;
+
+/// A snapshot that is being read.
+#[derive(Debug, Default)]
+pub(super) struct Paging {
+    first: Option<Stamp>,
+    items: Vec<Change>,
+    cursor: Option<Cursor>,
+    request: Option<RequestId>,
+}
+
+impl Engine {
+    pub(super) fn is_paging(&self) -> bool {
+        self.paging.is_some()
+    }
+
+    /// Begins to read everything anew.
+    pub(super) fn take_snapshot(&mut self) {
+        self.paging = Some(Paging::default());
+    }
+
+    pub(super) fn paging_due(&self) -> Timestamp {
+        let waiting = self.paging.as_ref().is_some_and(|paging| paging.request.is_none());
+        if waiting && matches!(self.phase, Phase::Open(_)) { self.backoff_until } else { Timestamp::NEVER }
+    }
+
+    pub(super) fn send_page(&mut self, now: Timestamp) {
+        if now < self.paging_due() {
+            return;
+        }
+        let (Some(paging), Phase::Open(open)) = (&self.paging, &self.phase) else { return };
+        let snapshot =
+            SnapshotRequest { known: self.known.clone(), session: Some(open.id), cursor: paging.cursor.clone() };
+        let request = self.send(Call::Snapshot(snapshot));
+        if let Some(paging) = &mut self.paging {
+            paging.request = Some(request);
+        }
+    }
+
+    /// A page could not be read. False if it was another request.
+    pub(super) fn page_failed(&mut self, _now: Timestamp, request: RequestId) -> bool {
+        let Some(paging) = self.paging.as_mut().filter(|paging| paging.request == Some(request)) else { return false };
+        // From the beginning: the place between two pages may be what went wrong.
+        *paging = Paging::default();
+        true
+    }
+
+    pub(super) fn on_page(&mut self, now: Timestamp, request: RequestId, page: SnapshotPage) {
+        if self.paging.as_ref().is_none_or(|paging| paging.request != Some(request)) {
+            return;
+        }
+        if !self.take_stamp(now, &page.stamp) {
+            self.take_snapshot();
+            return;
+        }
+        let Some(paging) = &mut self.paging else { return };
+        if paging.request != Some(request) {
+            return; // the stamp was that of a new generation, and reading has begun anew
+        }
+        paging.request = None;
+        let first = paging.first.get_or_insert_with(|| page.stamp.clone());
+        if first.generation != page.stamp.generation {
+            *paging = Paging::default();
+            return;
+        }
+        paging.items.extend(page.items);
+        paging.cursor = page.next;
+        if paging.cursor.is_some() {
+            return;
+        }
+        let Some(Paging { first: Some(first), items, .. }) = self.paging.take() else { return };
+        let first = Stamp { now: page.stamp.now, ..first };
+        self.view.restart(now, first, items);
+        self.view.set_own(now, self.info.clone());
+        self.plan_dirty = true;
+        self.want_sync(now);
+        let mut slots: Vec<_> = self.slots.keys().cloned().collect();
+        if let Some((session, _)) = self.session() {
+            slots.extend(self.view.held_by(session).cloned());
+        }
+        for slot in &slots {
+            self.look_at_slot(now, slot);
+        }
+        self.tell_settings();
+    }
+
+    pub(super) fn on_hint(&mut self, now: Timestamp, hint: WatchHint) {
+        let Phase::Open(open) = &self.phase else { return };
+        let bucket = match hint {
+            WatchHint::Session(session) if session != open.id => return,
+            WatchHint::Session(_) => &mut self.hints_own,
+            WatchHint::Everyone => &mut self.hints_everyone,
+        };
+        let from = bucket.take(now).err().unwrap_or(now);
+        self.want_sync(from);
+    }
+
+    pub(super) fn tell_settings(&mut self) {
+        let differ = self.view.settings_differ();
+        if differ != self.settings_differ_told {
+            self.settings_differ_told.clone_from(&differ);
+            self.tell(Event::SettingsDiffer { nodes: differ });
+        }
+    }
+
+    /// How long a just opened session leaves orphans alone: nodes that start together share the work at once.
+    pub(super) fn start_delay_left(&self, now: Timestamp) -> Duration {
+        let Phase::Open(open) = &self.phase else { return Duration::MAX };
+        let delay = if open.after_loss { Duration::ZERO } else { self.config.stabilizers.start_delay };
+        (open.opened_at + delay).since(now)
+    }
+}

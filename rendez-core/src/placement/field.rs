@@ -1,0 +1,115 @@
+//! The search for the best node of a slot: the inner loop of every plan.
+//!
+//! The nodes' hashes lie in one array. Among nodes of equal weight the largest mixed hash wins; among others a
+//! cheap bound settles nearly all, and the exact comparison decides only between those that come near. Which
+//! nodes may be asked is the caller's business.
+
+use super::score::{Rating, exponential, pair_hash};
+use super::world::{Load, World};
+
+/// The best node for a slot, and how good it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Best {
+    pub(super) node: u32,
+    pub(super) rating: Rating,
+}
+
+/// The nodes that a search goes over.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Field {
+    nodes: Vec<u32>,
+    hashes: Vec<u64>,
+    weights: Vec<u32>,
+    inverse: Vec<f64>,
+    equal: bool,
+}
+
+/// With K = 2^57 / (2^64 ln 2), `exponential(h) ≥ K · !h` holds for every h: the table's chords lie below the
+/// logarithm, and so does what its rounding leaves. This is 1 / K for `!h >> 11`, a little too large on purpose,
+/// so that rounding in floating point can only let a pair through to the exact comparison, never drop one.
+const BOUND: f64 = std::f64::consts::LN_2 * 128.0 / 2048.0 * (1.0 + 1e-9);
+
+impl Field {
+    /// The nodes that may take something of this workload.
+    pub(super) fn takers(world: &World, load: &Load) -> Self {
+        let mut field = Self { equal: true, ..Self::default() };
+        for node in world.live() {
+            let entry = &world.nodes[node as usize];
+            if entry.accepts && load.pairs.get(node as usize).is_some_and(|pair| pair.units > 0) {
+                field.push(node, entry.hash, entry.weight);
+            }
+        }
+        field
+    }
+
+    fn push(&mut self, node: u32, hash: u64, weight: u32) {
+        self.equal &= self.weights.first().is_none_or(|first| *first == weight);
+        self.nodes.push(node);
+        self.hashes.push(hash);
+        self.weights.push(weight);
+        self.inverse.push(1.0 / f64::from(weight));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Drops nodes for good.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) {
+        let mut kept = Self { equal: true, ..Self::default() };
+        for at in 0..self.nodes.len() {
+            if keep(self.nodes[at]) {
+                kept.push(self.nodes[at], self.hashes[at], self.weights[at]);
+            }
+        }
+        *self = kept;
+    }
+
+    /// The best node for a slot among those that `allowed` lets through. It is asked only for nodes that are
+    /// better than the best so far.
+    pub(super) fn best(&self, rank: &[u32], slot: u64, allowed: impl FnMut(u32) -> bool) -> Option<Best> {
+        if self.equal { self.best_of_equals(rank, slot, allowed) } else { self.best_weighted(rank, slot, allowed) }
+    }
+
+    fn best_of_equals(&self, rank: &[u32], slot: u64, mut allowed: impl FnMut(u32) -> bool) -> Option<Best> {
+        let weight = *self.weights.first()?;
+        let mut best: Option<Best> = None;
+        let mut floor = 0;
+        for (at, hash) in self.hashes.iter().enumerate() {
+            let h = pair_hash(slot, *hash);
+            if h >= floor {
+                let node = self.nodes[at];
+                let found = Best { node, rating: Rating { h, weight } };
+                if beats(rank, found, best) && allowed(node) {
+                    floor = h;
+                    best = Some(found);
+                }
+            }
+        }
+        best
+    }
+
+    fn best_weighted(&self, rank: &[u32], slot: u64, mut allowed: impl FnMut(u32) -> bool) -> Option<Best> {
+        let mut best: Option<Best> = None;
+        let mut limit = f64::INFINITY;
+        for (at, (hash, inverse)) in self.hashes.iter().zip(&self.inverse).enumerate() {
+            let h = pair_hash(slot, *hash);
+            if (!h >> 11) as i64 as f64 * inverse <= limit {
+                let node = self.nodes[at];
+                let found = Best { node, rating: Rating { h, weight: self.weights[at] } };
+                if beats(rank, found, best) && allowed(node) {
+                    limit = exponential(h) as f64 * inverse * BOUND;
+                    best = Some(found);
+                }
+            }
+        }
+        best
+    }
+}
+
+fn beats(rank: &[u32], found: Best, best: Option<Best>) -> bool {
+    best.is_none_or(|best| {
+        let order = found.rating.cmp(&best.rating);
+        order.then_with(|| rank[best.node as usize].cmp(&rank[found.node as usize])).is_gt()
+    })
+}

@@ -1,0 +1,396 @@
+//! The planner: what the engine tells and asks.
+//!
+//! It takes changes one by one in any order, works the plan out when it is asked for, and answers in names. The
+//! plan depends on nothing but what it was told last, so nodes that were told the same agree. How slots are
+//! matched belongs to the policies, what binds a pair to the world.
+
+use super::draft::{Draft, Owners};
+use super::shares::{Shares, pools};
+use super::spec::{
+    Band, Bands, Cause, Counts, Desired, LoadFactor, Move, NodeSpec, NodeSummary, Policy, Reason, Unplaced,
+    WorkloadSpec,
+};
+use super::world::{NONE, Place, World};
+use super::{balanced, rendezvous};
+use crate::{NodeId, Slot, WorkloadName};
+
+/// Decides who should own what.
+///
+/// ```
+/// use rendez_core::placement::{LoadFactor, NodeSpec, Planner, Policy, Runs, WorkloadSpec};
+/// use rendez_core::{NodeId, Slot, WorkloadName};
+///
+/// let inbox = WorkloadName::new("inbox").unwrap();
+/// let mut planner = Planner::new(Policy::Balanced, LoadFactor::EXACT);
+/// planner.set_workload(&inbox, WorkloadSpec { units: 4, ..WorkloadSpec::default() });
+/// for id in ["a", "b"] {
+///     let runs = [(inbox.clone(), Runs::ALL)].into();
+///     planner.set_node(&NodeId::new(id).unwrap(), NodeSpec { runs, ..NodeSpec::default() });
+/// }
+/// let a = NodeId::new("a").unwrap();
+/// let wanted = planner.wanted_by(&a);
+/// assert_eq!(wanted.len(), 2);
+/// for slot in &wanted {
+///     planner.set_holder(slot, Some(&a));
+/// }
+/// assert!(planner.wanted_by(&a).is_empty());
+/// assert_eq!(planner.desired(&wanted[0]).node(), Some(&a));
+/// ```
+#[derive(Debug)]
+pub struct Planner {
+    world: World,
+    owners: Owners,
+    stale: bool,
+    /// Orphans that a node should take, in the order of slots.
+    wanted: Vec<Place>,
+    /// Held slots that should be elsewhere, in the order of slots.
+    moves: Vec<Place>,
+    /// Slots that nobody may take, held or not, in the order of slots.
+    unplaced: Vec<Place>,
+    shares: Option<Shares>,
+}
+
+impl Planner {
+    /// A planner that knows of no nodes and no workloads.
+    #[must_use]
+    pub fn new(policy: Policy, load_factor: LoadFactor) -> Self {
+        let mut world = World::default();
+        world.policy = policy;
+        world.load_factor = load_factor;
+        Self {
+            world,
+            owners: Owners::new(),
+            stale: true,
+            wanted: Vec::new(),
+            moves: Vec::new(),
+            unplaced: Vec::new(),
+            shares: None,
+        }
+    }
+
+    /// Sets the policy of the workloads that have none of their own, and the load factor.
+    pub fn set_policy(&mut self, policy: Policy, load_factor: LoadFactor) {
+        if (self.world.policy, self.world.load_factor) != (policy, load_factor) {
+            self.world.policy = policy;
+            self.world.load_factor = load_factor;
+            self.stale = true;
+        }
+    }
+
+    /// Says that a node is alive, and what it is like now.
+    pub fn set_node(&mut self, node: &NodeId, spec: NodeSpec) {
+        let known = self.world.node(node).and_then(|index| self.world.nodes[index as usize].spec.as_ref());
+        if known != Some(&spec) {
+            self.world.set_node(node, spec);
+            self.stale = true;
+        }
+    }
+
+    /// Says that a node's session has ended. What it held is orphaned.
+    pub fn remove_node(&mut self, node: &NodeId) {
+        self.stale |= self.world.remove_node(node).is_some();
+    }
+
+    /// Says that a workload exists, and what it is like now.
+    pub fn set_workload(&mut self, workload: &WorkloadName, spec: WorkloadSpec) {
+        let known = self.world.load(workload).and_then(|index| self.world.loads[index as usize].spec.as_ref());
+        if known != Some(&spec) {
+            self.world.set_workload(workload, spec);
+            self.stale = true;
+        }
+    }
+
+    /// Says that a workload exists no more.
+    pub fn remove_workload(&mut self, workload: &WorkloadName) {
+        self.stale |= self.world.remove_workload(workload).is_some();
+    }
+
+    /// Says who holds a slot. A slot whose holder is no live node counts as an orphan.
+    pub fn set_holder(&mut self, slot: &Slot, holder: Option<&NodeId>) {
+        self.stale |= self.world.set_holder(slot, holder).is_some();
+    }
+
+    /// Pins a slot to a node, alive or not, or lets it go.
+    pub fn set_pin(&mut self, slot: &Slot, node: Option<&NodeId>) {
+        self.stale |= self.world.set_pin(slot, node).is_some();
+    }
+
+    /// Says that a node has refused a slot or did not take it in time, so that the next in rank is asked, or that
+    /// it may be asked again. A node that holds the slot may keep it all the same.
+    pub fn exclude(&mut self, slot: &Slot, node: &NodeId, excluded: bool) {
+        self.stale |= self.world.exclude(slot, node, excluded).is_some();
+    }
+
+    /// Who should own a slot.
+    ///
+    /// A held slot that should leave its holder but can go nowhere keeps its holder;
+    /// [`unplaced`](Self::unplaced) says why. Of a paused workload, nobody should own anything.
+    pub fn desired(&mut self, slot: &Slot) -> Desired<'_> {
+        self.plan();
+        let Some(place) = self.world.place(slot) else { return Desired::Nobody(Reason::NoSuchSlot) };
+        match self.owner(place).and_then(|node| self.world.node_id(node)) {
+            Some(node) => Desired::Node(node),
+            None => Desired::Nobody(self.world.why_not(place)),
+        }
+    }
+
+    /// The orphans that this node should take, in the order of slots.
+    pub fn wanted_by(&mut self, node: &NodeId) -> Vec<Slot> {
+        self.plan();
+        let Some(index) = self.world.node(node) else { return Vec::new() };
+        let mine = self.wanted.iter().filter(|place| self.owner(**place) == Some(index));
+        mine.filter_map(|place| self.world.slot(*place)).collect()
+    }
+
+    /// The slots that this node holds and another should have, in the order of slots.
+    pub fn leaving(&mut self, node: &NodeId) -> Vec<Move> {
+        self.plan();
+        let Some(index) = self.world.node(node) else { return Vec::new() };
+        let mine = self.moves.iter().filter(|place| self.world.loads[place.load as usize].holder(place.unit) == index);
+        let moves: Vec<_> = mine.copied().collect();
+        let causes = self.causes(index, &moves);
+        let named = moves.iter().zip(causes).filter_map(|(place, cause)| {
+            let to = self.world.node_id(self.owner(*place)?)?.clone();
+            Some(Move { slot: self.world.slot(*place)?, to, cause })
+        });
+        named.collect()
+    }
+
+    /// The slots that nobody may take, in the order of slots: orphans, and held ones that should leave their
+    /// holder. Slots of paused workloads are among them only while they are held.
+    pub fn unplaced(&mut self) -> Vec<Unplaced> {
+        self.plan();
+        let all = self.unplaced.iter().filter_map(|place| {
+            let holder = self.world.loads[place.load as usize].holder(place.unit);
+            let holder = self.world.node_id(holder).filter(|_| self.world.is_live(holder)).cloned();
+            Some(Unplaced { slot: self.world.slot(*place)?, holder, reason: self.world.why_not(*place) })
+        });
+        all.collect()
+    }
+
+    /// Every slot that exists, in order, with the node that should own it.
+    pub fn assignments(&mut self) -> impl Iterator<Item = (Slot, Option<&NodeId>)> {
+        self.plan();
+        self.world.loads_by_rank.iter().flat_map(|load| {
+            let units = self.world.loads[*load as usize].units;
+            (0..units).filter_map(|unit| {
+                let place = Place { load: *load, unit };
+                let owner = self.owner(place).and_then(|node| self.world.node_id(node));
+                Some((self.world.slot(place)?, owner))
+            })
+        })
+    }
+
+    /// How many slots a node should have: in all, and of a workload. None if it takes nothing of it.
+    pub fn bands(&mut self, node: &NodeId, workload: &WorkloadName) -> Option<Bands> {
+        self.share_out();
+        let (node, load) = (self.world.node(node)?, self.world.load(workload)?);
+        let shares = self.shares.as_ref()?;
+        let takes = self.world.nodes[node as usize].accepts;
+        let permitted = self.world.loads[load as usize].pairs.get(node as usize).is_some_and(|pair| pair.units > 0);
+        (takes && permitted)
+            .then(|| Bands { total: shares.total(node), of_workload: shares.of_load(&self.world, load, node) })
+    }
+
+    /// How many slots a node holds: in all, and of a workload. An offer carries this for its giver.
+    #[must_use]
+    pub fn held(&self, node: &NodeId, workload: &WorkloadName) -> Counts {
+        let Some(index) = self.world.node(node) else { return Counts::default() };
+        let mut counts = Counts::default();
+        for load in &self.world.loads {
+            let units = &load.holders[..load.holders.len().min(load.units as usize)];
+            let held = units.iter().filter(|holder| **holder == index).count() as u32;
+            counts.total += held;
+            if load.name.as_ref() == Some(workload) {
+                counts.of_workload = held;
+            }
+        }
+        counts
+    }
+
+    /// Whether the spread gets better if one slot of a workload moves from a giver to a receiver that have this
+    /// many: the receiver of a voluntary offer asks, with what it was promised counted in, before it agrees.
+    pub fn lowers_phi(
+        &mut self,
+        workload: &WorkloadName,
+        giver: (&NodeId, Counts),
+        receiver: (&NodeId, Counts),
+    ) -> bool {
+        let any = Bands { total: Band::ANY, of_workload: Band::ANY };
+        let Some(to) = self.bands(receiver.0, workload) else { return false };
+        let from = self.bands(giver.0, workload).unwrap_or(any);
+        let loss = 2 * from.total.on_loss(giver.1.total) + from.of_workload.on_loss(giver.1.of_workload);
+        let gain = 2 * to.total.on_gain(receiver.1.total) + to.of_workload.on_gain(receiver.1.of_workload);
+        loss + gain < 0
+    }
+
+    /// Every live node, in the order of ids: its share, its band, what it holds and what it should hold.
+    pub fn summary(&mut self) -> Vec<NodeSummary> {
+        self.plan();
+        self.share_out();
+        let mut held = vec![0; self.world.nodes.len()];
+        let mut desired = vec![0; self.world.nodes.len()];
+        for (owners, load) in self.owners.iter().zip(&self.world.loads) {
+            for node in owners.iter().filter(|node| **node != NONE) {
+                desired[*node as usize] += 1;
+            }
+            for node in load.holders.iter().filter(|node| **node != NONE) {
+                held[*node as usize] += 1;
+            }
+        }
+        let Some(shares) = &self.shares else { return Vec::new() };
+        let summaries = self.world.live().filter_map(|node| {
+            let (held, desired) = (held[node as usize], desired[node as usize]);
+            let (share, band) = if self.world.nodes[node as usize].accepts {
+                (shares.exact(node), shares.total(node))
+            } else {
+                (f64::from(desired), Band { low: desired, high: desired })
+            };
+            Some(NodeSummary { node: self.world.node_id(node)?.clone(), share, band, held, desired })
+        });
+        summaries.collect()
+    }
+
+    /// Works the shares out if anything has changed.
+    fn share_out(&mut self) {
+        self.plan();
+        if self.shares.is_none() {
+            let world = &self.world;
+            let mut kept = vec![0; world.loads.len()];
+            for load in &world.order {
+                let units = 0..world.loads[*load as usize].units;
+                kept[*load as usize] =
+                    units.filter(|unit| world.is_kept(Place { load: *load, unit: *unit })).count() as u32;
+            }
+            self.shares = Some(Shares::of(world, &pools(world, &kept)));
+        }
+    }
+
+    fn owner(&self, place: Place) -> Option<u32> {
+        let owner = *self.owners.get(place.load as usize)?.get(place.unit as usize)?;
+        (owner != NONE).then_some(owner)
+    }
+
+    /// Why these slots should leave this node. What it holds beyond a cap is told apart from what the policy
+    /// would have elsewhere by number only: which of them count as which makes no difference.
+    fn causes(&self, node: u32, moves: &[Place]) -> Vec<Cause> {
+        let entry = &self.world.nodes[node as usize];
+        let draining = entry.spec.as_ref().is_some_and(|spec| spec.leaving);
+        let mut causes: Vec<_> = moves
+            .iter()
+            .map(|place| {
+                let pin = self.world.loads[place.load as usize].pins.get(&place.unit);
+                if pin.is_some_and(|pin| *pin != node) {
+                    Cause::Pin
+                } else if draining {
+                    Cause::Leaving
+                } else if !self.world.may_hold(*place, node) {
+                    Cause::Rule
+                } else {
+                    Cause::Policy
+                }
+            })
+            .collect();
+        if causes.iter().all(|cause| !cause.is_voluntary()) {
+            return causes;
+        }
+        let mut total = 0;
+        for load in &self.world.order {
+            let load_entry = &self.world.loads[*load as usize];
+            let held = load_entry.holders[..load_entry.units as usize].iter().filter(|holder| **holder == node);
+            let held = held.count() as u32;
+            total += held;
+            let cap = load_entry.pairs.get(node as usize).map_or(0, |pair| pair.cap);
+            shed(&mut causes, held.saturating_sub(cap), |at| moves[at].load == *load);
+        }
+        shed(&mut causes, total.saturating_sub(entry.capacity), |_| true);
+        causes
+    }
+
+    /// Works the plan out if anything has changed.
+    fn plan(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        self.shares = None;
+        self.world.refresh();
+        let world = &self.world;
+        self.owners.resize_with(world.loads.len(), Vec::new);
+        for (owners, load) in self.owners.iter_mut().zip(&world.loads) {
+            owners.resize(load.units as usize, NONE);
+        }
+        let (mut by_score, mut by_share) = (Vec::new(), Vec::new());
+        for load in &world.order {
+            match world.policy_of(&world.loads[*load as usize]) {
+                Policy::Rendezvous => by_score.push(*load),
+                Policy::Balanced => by_share.push(*load),
+            }
+        }
+        let capped = |load: &u32| {
+            let entry = &world.loads[*load as usize];
+            let capped = |node: u32| {
+                let (node, pair) = (&world.nodes[node as usize], entry.pairs[node as usize]);
+                node.capacity != u32::MAX || pair.cap < pair.units
+            };
+            world.live().any(capped)
+        };
+        let capped = by_score.iter().any(capped);
+        if !capped {
+            rendezvous::place_all(world, &mut self.owners, &by_score);
+        }
+        if capped || !by_share.is_empty() {
+            let mut draft = Draft::new(world, &mut self.owners);
+            if capped {
+                rendezvous::place_within_caps(&mut draft, &by_score);
+            } else {
+                draft.count_all(&by_score);
+            }
+            balanced::place(&mut draft, &by_share);
+        }
+        self.compare();
+    }
+
+    /// Notes where the plan differs from what is.
+    fn compare(&mut self) {
+        self.wanted.clear();
+        self.moves.clear();
+        self.unplaced.clear();
+        let world = &self.world;
+        for load in &world.loads_by_rank {
+            let entry = &world.loads[*load as usize];
+            let owners = &mut self.owners[*load as usize];
+            for (unit, owner) in owners.iter_mut().enumerate() {
+                let holder = entry.holders[unit];
+                let place = Place { load: *load, unit: unit as u32 };
+                if *owner == holder && holder != NONE {
+                    continue;
+                }
+                let held = holder != NONE && world.is_live(holder);
+                if *owner == NONE {
+                    self.unplaced.push(place);
+                    if held {
+                        *owner = holder;
+                    }
+                } else if held {
+                    self.moves.push(place);
+                } else {
+                    self.wanted.push(place);
+                }
+            }
+            if entry.units == 0 {
+                let held = entry.holders.iter().enumerate().filter(|(_, holder)| world.is_live(**holder));
+                self.unplaced.extend(held.map(|(unit, _)| Place { load: *load, unit: unit as u32 }));
+            }
+        }
+    }
+}
+
+/// Marks up to `excess` of the moves that `concerns` names as due to a cap; those that leave anyway count.
+fn shed(causes: &mut [Cause], excess: u32, concerns: impl Fn(usize) -> bool) {
+    let leaving = (0..causes.len()).filter(|at| concerns(*at) && !causes[*at].is_voluntary()).count();
+    let missing = (excess as usize).saturating_sub(leaving);
+    let voluntary = (0..causes.len()).filter(|at| concerns(*at) && causes[*at].is_voluntary());
+    for at in voluntary.take(missing).collect::<Vec<_>>() {
+        causes[at] = Cause::Cap;
+    }
+}

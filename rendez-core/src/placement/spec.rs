@@ -1,0 +1,339 @@
+//! What the planner is told and what it answers, in words of the library.
+//!
+//! Only plain data belongs here: no indices, no hashes, no decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{NodeId, Slot, WorkloadName, ZoneName};
+
+/// How slots are matched with nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Policy {
+    /// Every node gets its part by weight, of each workload and of all together, and held slots move only where
+    /// that makes the spread better.
+    #[default]
+    Balanced,
+    /// Each slot belongs to the node with the highest score, whoever holds it. Small workloads spread badly.
+    Rendezvous,
+}
+
+/// How far from its share a node may be, in thousandths: 1000 keeps every node within its share rounded down
+/// and up, 1250 lets it have a quarter more or a fifth less before a held slot moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct LoadFactor(u32);
+
+/// A load factor outside of the permitted range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a load factor of {permille} thousandths is refused: use {} to {}", LoadFactor::EXACT.0, LoadFactor::MAX.0)]
+pub struct LoadFactorError {
+    /// The thousandths that were given.
+    pub permille: u32,
+}
+
+impl LoadFactor {
+    /// Every node within its share, rounded down and up.
+    pub const EXACT: Self = Self(1000);
+    /// The widest: a hundred times the share.
+    pub const MAX: Self = Self(100_000);
+
+    /// Takes a factor in thousandths.
+    ///
+    /// # Errors
+    /// [`LoadFactorError`] if it is below [`LoadFactor::EXACT`] or above [`LoadFactor::MAX`].
+    pub const fn from_permille(permille: u32) -> Result<Self, LoadFactorError> {
+        if permille < Self::EXACT.0 || permille > Self::MAX.0 {
+            Err(LoadFactorError { permille })
+        } else {
+            Ok(Self(permille))
+        }
+    }
+
+    /// The factor in thousandths.
+    #[must_use]
+    pub const fn permille(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for LoadFactor {
+    fn default() -> Self {
+        Self::EXACT
+    }
+}
+
+impl TryFrom<u32> for LoadFactor {
+    type Error = LoadFactorError;
+    fn try_from(permille: u32) -> Result<Self, LoadFactorError> {
+        Self::from_permille(permille)
+    }
+}
+
+impl From<LoadFactor> for u32 {
+    fn from(factor: LoadFactor) -> u32 {
+        factor.0
+    }
+}
+
+/// Which units of a workload a node can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runs {
+    /// It runs the units below this one.
+    pub units: u32,
+    /// The most units of this workload that it runs at a time.
+    pub cap: Option<u32>,
+}
+
+impl Runs {
+    /// Every unit, as many as come.
+    pub const ALL: Self = Self { units: u32::MAX, cap: None };
+}
+
+/// One live node, as its session and the operator's records describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// Its part of the work, relative to the other nodes'. 0 counts as 1: use [`accepts`](Self::accepts) for a
+    /// node that should get nothing.
+    pub weight: u32,
+    /// The failure domain that it is in.
+    pub zone: Option<ZoneName>,
+    /// The most slots that it holds at a time, of all workloads.
+    pub capacity: Option<u32>,
+    /// False while it takes nothing new (cordoned, unhealthy); it keeps what it holds.
+    pub accepts: bool,
+    /// True while everything that it holds should go elsewhere (draining, shutting down); it takes nothing.
+    pub leaving: bool,
+    /// The workloads that it can run. It is no candidate for others.
+    pub runs: BTreeMap<WorkloadName, Runs>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for NodeSpec {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            zone: None,
+            capacity: None,
+            accepts: true,
+            leaving: false,
+            runs: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// One workload, as its record describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkloadSpec {
+    /// How many units it has.
+    pub units: u32,
+    /// True while nothing of it should run.
+    pub paused: bool,
+    /// The most units of it that one node holds at a time.
+    pub cap_per_node: Option<u32>,
+    /// The zones that it may run in; empty for any.
+    pub zones: BTreeSet<ZoneName>,
+    /// The labels that a node must have, all of them.
+    pub labels: BTreeMap<String, String>,
+    /// Its own policy; the cluster's if there is none.
+    pub policy: Option<Policy>,
+}
+
+/// Who should own a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Desired<'a> {
+    /// This node.
+    Node(&'a NodeId),
+    /// Nobody, and why.
+    Nobody(Reason),
+}
+
+impl<'a> Desired<'a> {
+    /// The node, if there is one.
+    #[must_use]
+    pub fn node(&self) -> Option<&'a NodeId> {
+        match self {
+            Self::Node(node) => Some(node),
+            Self::Nobody(_) => None,
+        }
+    }
+}
+
+/// Why no node may take a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// There is no such workload, or it has fewer units.
+    NoSuchSlot,
+    /// The workload is paused.
+    Paused,
+    /// No node is alive.
+    NoNodes,
+    /// None of the nodes runs this unit of this workload.
+    NoneRunsIt,
+    /// Nodes run it, but none of them is in the workload's zones and has its labels.
+    ZoneOrLabels,
+    /// Nodes could run it, but all of them are cordoned, unhealthy or leaving.
+    NoneAccepts,
+    /// All that could take it have refused it or did not take it in time.
+    AllRefused,
+    /// All that could take it are at their caps, and no exchange makes room.
+    AllFull,
+    /// It is pinned to a node that is not alive.
+    PinnedToAbsent(NodeId),
+    /// It is pinned to a node that may not take it.
+    Pinned {
+        /// That node.
+        node: NodeId,
+        /// What keeps it from taking the slot.
+        because: Box<Reason>,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchSlot => f.write_str("there is no such slot"),
+            Self::Paused => f.write_str("the workload is paused"),
+            Self::NoNodes => f.write_str("no node is alive"),
+            Self::NoneRunsIt => f.write_str("no node runs it"),
+            Self::ZoneOrLabels => f.write_str("no node that runs it is in its zones and has its labels"),
+            Self::NoneAccepts => f.write_str("every node that could run it is cordoned, unhealthy or leaving"),
+            Self::AllRefused => f.write_str("every node that could run it has refused it or did not take it in time"),
+            Self::AllFull => f.write_str("every node that could run it is at its cap"),
+            Self::PinnedToAbsent(node) => write!(f, "it is pinned to {node}, which is not alive"),
+            Self::Pinned { node, because } => write!(f, "it is pinned to {node}, which cannot take it: {because}"),
+        }
+    }
+}
+
+/// Why a held slot should move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Cause {
+    /// The spread gets better: stabilizers may hold this move back.
+    Policy,
+    /// Its holder is draining or shutting down.
+    Leaving,
+    /// It is pinned to another node.
+    Pin,
+    /// Its holder may not run it any more: the workload, the unit, the zone or a label.
+    Rule,
+    /// Its holder is over a cap.
+    Cap,
+}
+
+impl Cause {
+    /// Whether the move is a proposal that stabilizers may hold back.
+    #[must_use]
+    pub const fn is_voluntary(self) -> bool {
+        matches!(self, Self::Policy)
+    }
+}
+
+/// A held slot that should be elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// The slot.
+    pub slot: Slot,
+    /// Where it should go.
+    pub to: NodeId,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// A slot that nobody may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unplaced {
+    /// The slot.
+    pub slot: Slot,
+    /// Who holds it although it should not, because there is nowhere to go; none for an orphan.
+    pub holder: Option<NodeId>,
+    /// Why nobody may take it.
+    pub reason: Reason,
+}
+
+/// From how many to how many slots a node should have, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Band {
+    /// The fewest.
+    pub low: u32,
+    /// The most.
+    pub high: u32,
+}
+
+impl Band {
+    /// The band that no count is outside of.
+    pub const ANY: Self = Self { low: 0, high: u32::MAX };
+
+    /// How far a count is outside of the band.
+    #[must_use]
+    pub const fn distance(self, count: u32) -> u32 {
+        if count < self.low { self.low - count } else { count.saturating_sub(self.high) }
+    }
+
+    /// What the distance changes by if one more is added to this many.
+    #[must_use]
+    pub const fn on_gain(self, count: u32) -> i32 {
+        if count < self.low {
+            -1
+        } else if count >= self.high {
+            1
+        } else {
+            0
+        }
+    }
+
+    /// What the distance changes by if one is taken from this many.
+    #[must_use]
+    pub const fn on_loss(self, count: u32) -> i32 {
+        if count > self.high {
+            -1
+        } else if count <= self.low {
+            1
+        } else {
+            0
+        }
+    }
+}
+
+/// How much one node should have: in all, and of one workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Bands {
+    /// Slots of all workloads.
+    pub total: Band,
+    /// Slots of the one workload.
+    pub of_workload: Band,
+}
+
+/// How much one node has: in all, and of one workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Slots of all workloads.
+    pub total: u32,
+    /// Slots of the one workload.
+    pub of_workload: u32,
+}
+
+/// One node in a [summary](super::Planner::summary).
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeSummary {
+    /// The node.
+    pub node: NodeId,
+    /// Its share of all slots, for display.
+    pub share: f64,
+    /// The band of that share.
+    pub band: Band,
+    /// How many slots it holds.
+    pub held: u32,
+    /// How many slots it should hold.
+    pub desired: u32,
+}

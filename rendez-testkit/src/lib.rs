@@ -1,0 +1,19 @@
+//! What tests of rendez need: real servers that break on demand, a network that does, and a judge.
+//!
+//! - [`servers`] starts real servers on free ports and stops, kills and restarts them;
+//! - [`proxy`] stands in front of any address and delays, cuts, freezes or loses;
+//! - [`records`] is what runners write down themselves, and [`checker`] tells from it whether the promises held;
+//! - [`probe`] finds `rendez-probe`, a child process that writes such records;
+//! - [`sink`] is a resource that checks fencing tokens.
+//!
+//! This crate is for tests only and is not published. What is here stays independent of the stores and of the
+//! driver, so that a mistake there cannot hide behind the same mistake here.
+
+pub mod checker;
+pub mod clock;
+mod encoding;
+pub mod probe;
+pub mod proxy;
+pub mod records;
+pub mod servers;
+pub mod sink;
