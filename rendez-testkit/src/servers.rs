@@ -1,0 +1,134 @@
+//! Real servers for tests: each with its own free port and its own data, gone when its handle is dropped.
+//!
+//! What belongs here starts, breaks and stops servers. Nothing here knows rendez: a server is spoken to by its
+//! own protocol, so that a mistake in a store cannot hide behind the same mistake in its tests.
+//!
+//! A missing server program is an error that says what to type; it is never a silent pass.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+mod guarded;
+mod port;
+mod redis;
+mod redis_cluster;
+mod redis_sentinel;
+mod resp;
+mod tls;
+mod wait;
+
+pub use guarded::GuardedProcess;
+pub use port::PortLease;
+pub use redis::{RedisServer, RedisServerBuilder, Restart};
+pub use redis_cluster::{RedisCluster, RedisClusterBuilder};
+pub use redis_sentinel::{RedisSentinelSet, RedisSentinelSetBuilder, Sentinel};
+pub use resp::{RespClient, RespValue};
+pub use tls::TlsFiles;
+pub use wait::{READY_BOUND, wait_until};
+
+/// What to type where Redis is missing on Debian.
+pub const INSTALL_REDIS: &str = "apt-get install -y redis-server redis-sentinel redis-tools";
+
+/// Why a server could not be started, broken or asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The server's program is not installed.
+    #[error("the program {program} is missing: type `{install}` (or run `cargo xtask test`, which does)")]
+    Missing {
+        /// The program that was looked for.
+        program: String,
+        /// The line that installs it.
+        install: &'static str,
+    },
+    /// The server ended when it should have started.
+    #[error("{server} ended instead of starting; the end of its log:\n{log}")]
+    Ended {
+        /// Which server.
+        server: String,
+        /// The last lines that it logged.
+        log: String,
+    },
+    /// A condition was waited for and did not come true.
+    #[error("waited {waited:?} for {condition}, last seen: {seen}")]
+    Timeout {
+        /// What was waited for.
+        condition: String,
+        /// How long.
+        waited: Duration,
+        /// What was seen at the last look, or the end of a log.
+        seen: String,
+    },
+    /// The server answered with an error, or with something that is no answer.
+    #[error("the server answered {answer} to {request}")]
+    Answer {
+        /// What was asked.
+        request: String,
+        /// What came back.
+        answer: String,
+    },
+    /// The server comes from the environment, so it is not ours to stop, kill or restart.
+    #[error("cannot {action} the server of {variable}: unset the variable, or start an own one with the builder")]
+    External {
+        /// What was wanted.
+        action: &'static str,
+        /// The environment variable that names the server.
+        variable: &'static str,
+    },
+    /// The wish makes no sense: the message says which and why.
+    #[error("{0}")]
+    Config(String),
+    /// No certificate could be made.
+    #[error("cannot make a certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl ServerError {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// The full path of a program on `PATH`.
+pub(crate) fn find_program(program: &str, install: &'static str) -> Result<PathBuf, ServerError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| is_executable(file))
+        .ok_or_else(|| ServerError::Missing { program: program.to_owned(), install })
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The last lines of a log, for error messages.
+pub(crate) fn log_tail(log: &Path) -> String {
+    const LINES_MAX: usize = 20;
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES_MAX)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_an_error_with_the_line_to_type() {
+        let error = find_program("redis-server-that-nobody-has", INSTALL_REDIS).unwrap_err().to_string();
+        assert!(error.contains("apt-get install -y redis-server redis-sentinel redis-tools"), "{error}");
+    }
+}

@@ -1,0 +1,130 @@
+//! A child process that cannot outlive this one.
+//!
+//! Dropping the handle kills it, also while a test panics. If this process is itself killed, nothing of ours runs
+//! any more, and the kernel's parent-death signal follows a *thread*, which a runtime may end at any time. So a
+//! small shell waits on a pipe whose other end only this process holds: when that end closes without a word, the
+//! shell kills the server.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+use super::ServerError;
+
+/// `exec` keeps the process id, so `$$` in the watching subshell is the server's. The subshell is forked twice: it
+/// is nobody's child, and the server sees no stranger when it waits for its own. `read` succeeds only if this
+/// process says that the server is dead already and that its id may belong to somebody else.
+const WATCHED: &str = r#"
+exec 3<&0 </dev/null
+( ( trap '' HUP INT TERM; read -r _ <&3 || kill -9 $$ ) >/dev/null 2>&1 & )
+exec "$@" 3<&-
+"#;
+
+/// A running server process, killed at the latest with this process.
+#[derive(Debug)]
+pub struct GuardedProcess {
+    child: Child,
+    watch: Option<ChildStdin>,
+}
+
+impl GuardedProcess {
+    /// Starts a command; what it prints is appended to `log`.
+    ///
+    /// Program, arguments, environment and folder of `command` are used; its standard streams are not.
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if the log cannot be written or no process started. A program that does not exist
+    /// ends at once instead, with the reason in the log.
+    pub fn spawn(command: &Command, log: &Path) -> Result<Self, ServerError> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let out = OpenOptions::new().create(true).append(true).open(log);
+        let out = out.map_err(ServerError::io(format!("open {}", log.display())))?;
+        let err = out.try_clone().map_err(ServerError::io(format!("open {}", log.display())))?;
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", WATCHED, "watched"]).arg(command.get_program()).args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(key, value),
+                None => shell.env_remove(key),
+            };
+        }
+        if let Some(folder) = command.get_current_dir() {
+            shell.current_dir(folder);
+        }
+        shell.stdin(Stdio::piped()).stdout(out).stderr(err);
+        let mut child = shell.spawn().map_err(ServerError::io(format!("start {name}")))?;
+        let watch = child.stdin.take();
+        Ok(Self { child, watch })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How the process ended, or `None` while it lives.
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if the operating system does not say.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>, ServerError> {
+        self.child.try_wait().map_err(ServerError::io("wait for a server"))
+    }
+
+    /// Stops the process (SIGSTOP) and returns when it stands still.
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if it has ended.
+    pub fn stop(&mut self) -> Result<(), ServerError> {
+        self.signal(Signal::STOP)?;
+        let pid = Pid::from_child(&self.child);
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let waited = waitid(WaitId::Pid(pid), options).map_err(std::io::Error::from);
+        waited.map(drop).map_err(ServerError::io("wait for a server to stop"))
+    }
+
+    /// Lets a stopped process go on (SIGCONT).
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if it has ended.
+    pub fn resume(&mut self) -> Result<(), ServerError> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Asks the process to end (SIGTERM); does not wait.
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if it has ended.
+    pub fn terminate(&mut self) -> Result<(), ServerError> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Kills the process (SIGKILL) and returns when it is gone. Does nothing if it has ended.
+    pub fn kill(&mut self) {
+        // Errors mean that it is gone, which is what was wanted.
+        let _ = self.child.kill();
+        // Dismissed before the process is reaped: until then no other process can have its id.
+        if let Some(mut watch) = self.watch.take() {
+            let _ = watch.write_all(b"gone\n");
+        }
+        let _ = self.child.wait();
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<(), ServerError> {
+        // A reaped child's id may belong to somebody else.
+        if let Some(status) = self.exit_status()? {
+            return Err(ServerError::Config(format!("cannot send {signal:?}: the server has ended with {status}")));
+        }
+        let sent = kill_process(Pid::from_child(&self.child), signal).map_err(std::io::Error::from);
+        sent.map_err(ServerError::io(format!("send {signal:?}")))
+    }
+}
+
+impl Drop for GuardedProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
