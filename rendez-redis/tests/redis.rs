@@ -751,7 +751,7 @@ impl Loss {
         opened(self.world.try_open(request).await.unwrap())
     }
 
-    fn assert_lost(&self, stamp: Stamp) {
+    fn assert_lost(&self, stamp: &Stamp) {
         assert_ne!(stamp.generation, self.before.generation);
         assert!(stamp.quiet > LOSS_TTL && stamp.quiet <= LOSS_TTL + millis(1001), "{stamp:?}");
         assert!(stamp.token.get() >= self.before.token.get() + (1 << 30), "{stamp:?}");
@@ -792,7 +792,7 @@ impl Loss {
 }
 
 fn plain() -> rendez_testkit::servers::RedisServerBuilder {
-    RedisServer::builder()
+    RedisServer::builder().config("enable-debug-command yes")
 }
 
 #[tokio::test]
@@ -802,7 +802,7 @@ async fn a_node_that_remembers_notices_that_everything_was_flushed() {
     assert_eq!(kind(loss.world.beat(loss.holder).await), ErrorKind::Lost);
     let (session, stamp) = loss.reopen("holder").await;
     assert!(session != loss.holder);
-    loss.assert_lost(stamp);
+    loss.assert_lost(&stamp);
     loss.recover(session, stamp).await;
 }
 
@@ -817,7 +817,7 @@ async fn a_node_that_remembers_nothing_takes_an_empty_store_for_a_new_cluster() 
     // The first that remembers sets the quiet time off; the next ones do not begin it again.
     loss.world.known = remembered;
     let (session, stamp) = loss.reopen("holder").await;
-    loss.assert_lost(stamp);
+    loss.assert_lost(&stamp);
     let beat = loss.world.beat(session).await.unwrap();
     assert_eq!(beat.stamp.generation, stamp.generation);
 }
@@ -843,7 +843,7 @@ async fn the_loss_of_any_one_key_is_noticed_by_whoever_comes_next() {
         // Somebody who remembers nothing.
         let remembered = std::mem::take(&mut loss.world.known);
         let (_, stamp) = loss.reopen("other").await;
-        loss.assert_lost(stamp);
+        loss.assert_lost(&stamp);
         loss.world.known = remembered;
         // The holder's session lives if its record and its expiry do.
         match loss.world.beat(loss.holder).await {
@@ -869,14 +869,14 @@ async fn a_restart_with_nothing_and_a_restart_with_everything() {
     let mut loss = Loss::new(plain().start().await.unwrap()).await;
     loss.world.server.as_mut().unwrap().restart(Restart::Empty).await.unwrap();
     let (session, stamp) = reopen_after_restart(&loss).await;
-    loss.assert_lost(stamp);
+    loss.assert_lost(&stamp);
     loss.recover(session, stamp).await;
 
     // Nothing was lost, but that cannot be known: the replication id is another one.
     let mut loss = Loss::new(plain().append_only(true).start().await.unwrap()).await;
     loss.world.server.as_mut().unwrap().restart(Restart::Crashed).await.unwrap();
     let (session, stamp) = reopen_after_restart(&loss).await;
-    loss.assert_lost(stamp);
+    loss.assert_lost(&stamp);
     let slots = loss.world.slots().await;
     assert_eq!(slots.len(), 2);
     loss.recover(session, stamp).await;
@@ -904,7 +904,7 @@ async fn another_replication_id_means_that_data_may_be_lost() {
     let loss = Loss::new(plain().start().await.unwrap()).await;
     loss.world.command(&["DEBUG", "CHANGE-REPL-ID"]).await;
     let stamp = loss.world.beat(loss.holder).await.unwrap().stamp;
-    loss.assert_lost(stamp);
+    loss.assert_lost(&stamp);
     // The data is there: the records keep their tokens.
     assert_eq!(loss.world.slots().await[&slot("w/0")].token, loss.tokens[0].1);
     let mut request = loss.world.beat_request(loss.holder);

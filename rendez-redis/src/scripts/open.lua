@@ -4,14 +4,7 @@
 local operation, incarnation, replaced, ttl, node = ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11]), ARGV[12]
 
 local settings = call('HGET', RECORDS, 'settings')
-local permitted = settings and ttl_max or tonumber(ARGV[16])
-if settings then
-    local ok, longest = pcall(function()
-        local t = cjson.decode(match(settings, '^%d+\t(.*)$')).settings.session_ttl_max
-        return t.secs * SECOND + math.ceil(t.nanos / 1000)
-    end)
-    if ok then permitted = longest end
-end
+local permitted = settings and (permitted_ttl(settings) or ttl_max) or tonumber(ARGV[16])
 if ttl > permitted then
     finish()
     return { 'TTL', text(permitted) }

@@ -91,6 +91,15 @@ local function count_out(s, factor, slot_token)
     s.dirty = true
 end
 
+-- The longest TTL that the cluster's settings permit; nothing if there are none.
+local function permitted_ttl(settings)
+    local ok, ttl = pcall(function()
+        local t = cjson.decode(match(settings, '^%d+\t(.*)$')).settings.session_ttl_max
+        return t.secs * SECOND + math.ceil(t.nanos / 1000)
+    end)
+    return ok and ttl or nil
+end
+
 -- The generation rule. A generation is written into every key; the mark stands in sorted sets where no query looks.
 
 local function mark(id) return SEP .. 'generation' .. SEP .. id end
@@ -158,11 +167,7 @@ if fresh or lost then
     local before = generation
     if lost then
         if ttl_max == 0 then
-            local settings = call('HGET', RECORDS, 'settings')
-            settings = settings and match(settings, '^%d+\t(.*)$')
-            local ok, decoded = pcall(cjson.decode, settings or '')
-            ok, decoded = pcall(function() return decoded.settings.session_ttl_max.secs + 1 end)
-            if ok and type(decoded) == 'number' then ttl_max = decoded * SECOND end
+            ttl_max = permitted_ttl(call('HGET', RECORDS, 'settings')) or 0
         end
         if not whole then mend() end
         local last = call('ZREVRANGE', LOG, 0, 0, 'WITHSCORES')
