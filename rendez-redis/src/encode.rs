@@ -174,7 +174,17 @@ fn parse_slot(record: &str, checkpoint: Option<Vec<u8>>) -> Option<SlotRecord> {
     }
     let checkpoint = checkpoint.map(Bytes::from);
     Some(SlotRecord {
-        token, granted_by, holder, taken_at, freed_at, moved_at, offer, refusals, force, checkpoint, revision,
+        token,
+        granted_by,
+        holder,
+        taken_at,
+        freed_at,
+        moved_at,
+        offer,
+        refusals,
+        force,
+        checkpoint,
+        revision,
     })
 }
 

@@ -1,7 +1,7 @@
 //! What an error of the client or the server means to the caller.
 
-use rendez_core::{ErrorKind, StoreError};
 use redis::RedisError;
+use rendez_core::{ErrorKind, StoreError};
 
 /// Whether the request that failed was on its way, so that it may have happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,16 @@ pub(crate) enum Stage {
 
 /// The codes that servers answer when nothing has happened and it may on another try.
 const TRANSIENT: [&str; 11] = [
-    "LOADING", "READONLY", "NOSCRIPT", "MASTERDOWN", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "NOREPLICAS",
+    "LOADING",
+    "READONLY",
+    "NOSCRIPT",
+    "MASTERDOWN",
+    "MOVED",
+    "ASK",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "BUSY",
+    "NOREPLICAS",
     "UNBLOCKED",
 ];
 const THROTTLED: [&str; 2] = ["OOM", "MISCONF"];

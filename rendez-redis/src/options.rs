@@ -113,7 +113,7 @@ pub(crate) fn fatal(message: impl Into<String>) -> StoreError {
 #[derive(Clone)]
 pub(crate) enum Endpoint {
     Single(ConnectionInfo),
-    Sentinel { sentinels: Vec<ConnectionInfo>, service: String, node: RedisConnectionInfo, tls: bool },
+    Sentinel { sentinels: Vec<ConnectionInfo>, service: String, node: RedisConnectionInfo },
     Cluster(Vec<ConnectionInfo>),
 }
 
@@ -125,7 +125,9 @@ impl Endpoint {
     pub(crate) fn parse(url: &str, options: &RedisOptions) -> Result<Self, StoreError> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| fatal(format!("no Redis URL: write {FORMS}")))?;
         if url.contains('#') {
-            return Err(fatal("a Redis URL must not have a fragment (#insecure is refused: name an authority instead)"));
+            return Err(fatal(
+                "a Redis URL must not have a fragment (#insecure is refused: name an authority instead)",
+            ));
         }
         let (plain, kind) = match scheme {
             "redis" | "rediss" => (scheme, "single"),
@@ -142,27 +144,34 @@ impl Endpoint {
             if host.is_empty() {
                 return Err(fatal(format!("a Redis URL without a host: write {FORMS}")));
             }
-            let one = format!("{plain}://{login}{host}/{path}");
+            let resp3 = match path.split_once('?') {
+                Some((_, query)) if query.contains("protocol=") => "",
+                Some(_) => "&protocol=resp3",
+                None => "?protocol=resp3",
+            };
+            let one = format!("{plain}://{login}{host}/{path}{resp3}");
             // The error of the parser may hold the URL, and with it the password.
-            one.as_str().into_connection_info().map_err(|_| fatal(format!("a Redis URL that cannot be read: write {FORMS}")))
+            one.as_str()
+                .into_connection_info()
+                .map_err(|_| fatal(format!("a Redis URL that cannot be read: write {FORMS}")))
         };
         match kind {
-            "single" => Ok(Self::Single(with_login(info(&login, hosts, path)?, options, scheme))),
+            "single" => Ok(Self::Single(with_login(info(&login, hosts, path)?, options))),
             "cluster" => {
-                let nodes: Result<Vec<_>, _> = hosts
-                    .split(',')
-                    .map(|host| Ok(with_login(info(&login, host, path)?, options, plain)))
-                    .collect();
+                let nodes: Result<Vec<_>, _> =
+                    hosts.split(',').map(|host| Ok(with_login(info(&login, host, path)?, options))).collect();
                 Ok(Self::Cluster(nodes?))
             }
             _ => {
                 let (path, query) = path.split_once('?').map_or((path, String::new()), |(p, q)| (p, format!("?{q}")));
                 let (service, db) = path.split_once('/').unwrap_or((path, ""));
                 if service.is_empty() {
-                    return Err(fatal("a redis-sentinel URL without the service's name: write redis-sentinel://host/service"));
+                    return Err(fatal(
+                        "a redis-sentinel URL without the service's name: write redis-sentinel://host/service",
+                    ));
                 }
                 let first = hosts.split(',').next().unwrap_or_default();
-                let node = with_login(info(&login, first, &format!("{db}{query}"))?, options, plain);
+                let node = with_login(info(&login, first, &format!("{db}{query}"))?, options);
                 let mut sentinel_login = RedisConnectionInfo::default();
                 if let Some(user) = &options.sentinel_username {
                     sentinel_login = sentinel_login.set_username(user);
@@ -185,7 +194,6 @@ impl Endpoint {
                     sentinels: sentinels?,
                     service: service.to_owned(),
                     node: node.redis_settings().clone(),
-                    tls: plain == "rediss",
                 })
             }
         }
@@ -193,9 +201,8 @@ impl Endpoint {
 
     /// The servers' names, for messages; without user and password.
     pub(crate) fn name(&self) -> String {
-        let list = |infos: &[ConnectionInfo]| {
-            infos.iter().map(|info| info.addr().to_string()).collect::<Vec<_>>().join(",")
-        };
+        let list =
+            |infos: &[ConnectionInfo]| infos.iter().map(|info| info.addr().to_string()).collect::<Vec<_>>().join(",");
         match self {
             Self::Single(info) => info.addr().to_string(),
             Self::Sentinel { sentinels, service, .. } => format!("{service} (sentinels {})", list(sentinels)),
@@ -204,7 +211,7 @@ impl Endpoint {
     }
 }
 
-fn with_login(info: ConnectionInfo, options: &RedisOptions, _scheme: &str) -> ConnectionInfo {
+fn with_login(info: ConnectionInfo, options: &RedisOptions) -> ConnectionInfo {
     let mut settings = info.redis_settings().clone();
     if let Some(user) = &options.username {
         settings = settings.set_username(user);

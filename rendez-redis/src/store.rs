@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use rendez_core::{
@@ -94,6 +93,7 @@ impl RedisStore {
         ];
         all.extend(arguments);
 
+        let replicas = (options.min_replicas > 0).then_some((options.min_replicas, options.acknowledge_timeout));
         let limit = options.operation_timeout;
         // The connection that was in use when time ran out.
         let mut epoch = None;
@@ -102,9 +102,10 @@ impl RedisStore {
             let (used, mut link) = self.connector.link().await?;
             epoch = Some(used);
             stage = Stage::Requesting;
-            let mut answer = self.send(&mut link, request.by_digest(&keys.keys, &all)).await;
+            let key = keys.keys[0].as_str();
+            let mut answer = link.request(key, request.by_digest(&keys.keys, &all), replicas).await;
             if answer.as_ref().is_err_and(|error| error.code() == Some("NOSCRIPT")) {
-                answer = self.send(&mut link, request.by_text(&keys.keys, &all)).await;
+                answer = link.request(key, request.by_text(&keys.keys, &all), replicas).await;
             }
             answer.map_err(|error| {
                 let (error, unusable) = explain(error, Stage::Requesting, &self.connector.name);
@@ -115,8 +116,8 @@ impl RedisStore {
             })
         })
         .await;
-        let value = match outcome {
-            Ok(value) => value?,
+        let (value, have) = match outcome {
+            Ok(answer) => answer?,
             Err(_) => {
                 if let Some(epoch) = epoch {
                     self.connector.discard(epoch);
@@ -124,12 +125,17 @@ impl RedisStore {
                 return Err(timed_out(stage, &self.connector.name, limit));
             }
         };
+        if let Some(have) = have.filter(|have| *have < u64::from(options.min_replicas)) {
+            return Err(StoreError::new(
+                ErrorKind::Ambiguous,
+                format!(
+                    "Redis at {}: {have} of {} replicas have what was written within {:?}",
+                    self.connector.name, options.min_replicas, options.acknowledge_timeout
+                ),
+            ));
+        }
         tracing::trace!(request = request.name, "answered");
         Reply::new(value)
-    }
-
-    async fn send(&self, link: &mut crate::connect::Link, command: redis::Cmd) -> redis::RedisResult<redis::Value> {
-        command.query_async(link).await
     }
 }
 
@@ -438,8 +444,7 @@ impl LeaseStore for RedisStore {
                 if token.get() >= NUMBER_LIMIT {
                     return Err(token_too_large());
                 }
-                let arguments =
-                    vec![b"force".to_vec(), field(slot), number(token.get()), flag(*now)];
+                let arguments = vec![b"force".to_vec(), field(slot), number(token.get()), flag(*now)];
                 (false, arguments)
             }
         };
@@ -471,6 +476,3 @@ impl LeaseStore for RedisStore {
 fn field(slot: &Slot) -> Vec<u8> {
     keys::slot_field(slot).into_bytes()
 }
-
-#[allow(dead_code)]
-const SECOND: Duration = Duration::from_secs(1);

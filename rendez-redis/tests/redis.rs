@@ -183,7 +183,9 @@ async fn a_node_tells_something_new_with_its_heartbeat() {
     let (list, up_to, more) = changes(&beat.sync);
     assert_eq!((up_to, more), (Revision(stamp.revision.0 + 1), false));
     match list {
-        [Change::Session(id, Some(record))] => assert_eq!((*id, &*record.info, record.revision), (session, &info, up_to)),
+        [Change::Session(id, Some(record))] => {
+            assert_eq!((*id, &*record.info, record.revision), (session, &info, up_to))
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(hint(&mut watch).await, Some(WatchHint::Everyone));
@@ -439,7 +441,8 @@ async fn one_batch_may_change_a_slot_more_than_once() {
     held.add(&at, first.token);
     held.add(&slot("w/1"), second.token);
     assert_eq!(world.beat(a).await.unwrap().held, held);
-    let reply = world.changes(a, vec![(at.clone(), first.token, release()), (at.clone(), first.token, acquire())]).await;
+    let reply =
+        world.changes(a, vec![(at.clone(), first.token, release()), (at.clone(), first.token, acquire())]).await;
     let again = done(reply.unwrap().outcomes[1].clone());
     assert_eq!(again.freed_at, None);
     assert_eq!(conflict(&world.change(b, &at, again.token, acquire()).await), Conflict::Held);
@@ -660,8 +663,28 @@ async fn a_snapshot_taken_while_things_change_is_whole_with_the_changes_since() 
 #[tokio::test]
 async fn hostile_names_come_back_as_they_were_and_clusters_do_not_meet() {
     let names = [
-        "a/b", "{x}", "}{", "*", "?[a-z]", "\\", "%2F", "a b", " ", "..", "\u{1f980}", "\u{e9}\u{301}", "generation",
-        "node", "\"quoted\"", "'", "--", "$1", "session", "\u{200b}", "%s%d", &"x".repeat(200),
+        "a/b",
+        "{x}",
+        "}{",
+        "*",
+        "?[a-z]",
+        "\\",
+        "%2F",
+        "a b",
+        " ",
+        "..",
+        "\u{1f980}",
+        "\u{e9}\u{301}",
+        "generation",
+        "node",
+        "\"quoted\"",
+        "'",
+        "--",
+        "$1",
+        "session",
+        "\u{200b}",
+        "%s%d",
+        &"x".repeat(200),
     ];
     let server = RedisServer::builder().start().await.unwrap();
     let store = RedisStore::connect(&server.url(), options()).await.unwrap();
@@ -739,8 +762,7 @@ impl Loss {
             tokens.push((at.clone(), world.acquire(holder, &at, NONE).await));
         }
         let before = world.beat(holder).await.unwrap().stamp;
-        world.known =
-            Known { generation: Some(before.generation), token: before.token, session_ttl_max: LOSS_TTL };
+        world.known = Known { generation: Some(before.generation), token: before.token, session_ttl_max: LOSS_TTL };
         Self { world, holder, tokens, before }
     }
 
@@ -784,7 +806,8 @@ impl Loss {
         }
         assert!(started.elapsed() < LOSS_TTL + millis(1500));
         let (readopted, token) = self.tokens[0].clone();
-        let late = self.world.change(session, &readopted, FencingToken::new(token.get() + 1), ChangeKind::Readopt).await;
+        let late =
+            self.world.change(session, &readopted, FencingToken::new(token.get() + 1), ChangeKind::Readopt).await;
         assert_eq!(conflict(&late), Conflict::NotQuiet);
         let fresh = self.world.acquire(session, &at, NONE).await;
         assert!(fresh.get() >= self.before.token.get() + (1 << 30));
