@@ -212,7 +212,8 @@ impl Endpoint {
 }
 
 fn with_login(info: ConnectionInfo, options: &RedisOptions) -> ConnectionInfo {
-    let mut settings = info.redis_settings().clone();
+    // One right less to ask for.
+    let mut settings = info.redis_settings().clone().set_skip_set_lib_name();
     if let Some(user) = &options.username {
         settings = settings.set_username(user);
     }

@@ -1,5 +1,5 @@
 //! A store on a server of its own, and short words for its requests.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
