@@ -4,7 +4,10 @@
 //! no randomness, no I/O and no runtime in here: time and entropy are arguments, so that everything can be run
 //! again from its inputs. What needs any of those belongs into the crate `rendez`.
 
+mod config;
+mod engine;
 mod ids;
+mod model;
 mod name;
 pub mod placement;
 mod records;
@@ -12,7 +15,13 @@ mod slot;
 mod store;
 mod time;
 
+pub use config::{EngineConfig, RunnerPolicy, Stabilizers, Timing, TimingError};
+pub use engine::{
+    Action, Call, CheckpointError, Command, Engine, EngineSetup, Event, Input, Reply, RequestId, RunnerEnd, StopReason,
+    StoppedReason, Ticket,
+};
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
+pub use model::{DUE_MAX, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
     CHECKPOINT_BYTES_MAX, ClusterSettings, Declared, DynamicWorkloads, Holder, NodeInfo, NodeWish, Offer,

@@ -295,7 +295,8 @@ impl ClusterSettings {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WorkloadRecord {
-    /// How many units it has.
+    /// How many units it has. Where a live node's program declares the workload, its units count and the rest of
+    /// this record is added to it.
     pub units: u32,
     /// Nothing of it runs while this is set.
     #[serde(default)]
@@ -312,9 +313,6 @@ pub struct WorkloadRecord {
     /// How it is placed; the cluster's policy if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
-    /// Whether the record only adds rules to a workload that programs declare: `units` is then ignored.
-    #[serde(default)]
-    pub declared_units: bool,
 }
 
 impl WorkloadRecord {

@@ -1,0 +1,244 @@
+//! The data of one cluster, and the few operations that keep its parts in step.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::change_index::{ChangeIndex, Key};
+use super::{ANCESTORS_MAX, TOKEN_MAX};
+use crate::{
+    Change, ClusterSettings, FencingToken, Generation, Held, NodeId, OperationId, Record, RecordKey, Revision,
+    SessionId, SessionRecord, Slot, SlotRecord, StoreTime, Versioned, WorkloadName,
+};
+
+/// A session and what only the store knows about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Session {
+    pub(super) record: SessionRecord,
+    pub(super) opened_by: OperationId,
+    pub(super) expires_at: StoreTime,
+    pub(super) held: Held,
+}
+
+/// A time in which nothing is granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quiet {
+    pub(super) from: StoreTime,
+    pub(super) lasts: Duration,
+}
+
+/// All that a store keeps of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cluster {
+    pub(super) generation: Generation,
+    /// The generations that came before and need not set off another one, oldest first.
+    pub(super) ancestors: VecDeque<Generation>,
+    /// The history of the server that this was last written in.
+    pub(super) history: u64,
+    pub(super) quiet: Option<Quiet>,
+    /// Whether a session was ever opened.
+    pub(super) opened: bool,
+    pub(super) revision: Revision,
+    /// No token up to this one is granted again.
+    pub(super) token: FencingToken,
+    /// At every request, these live: the expired ones are removed first.
+    pub(super) sessions: BTreeMap<SessionId, Session>,
+    by_expiry: BTreeSet<(StoreTime, SessionId)>,
+    by_node: BTreeMap<NodeId, SessionId>,
+    pub(super) slots: BTreeMap<Slot, SlotRecord>,
+    pub(super) records: BTreeMap<RecordKey, Versioned>,
+    pub(super) index: ChangeIndex,
+}
+
+impl Cluster {
+    pub(super) fn new(generation: Generation, history: u64, tombstones_max: usize) -> Self {
+        Self {
+            generation,
+            ancestors: VecDeque::new(),
+            history,
+            quiet: None,
+            opened: false,
+            revision: Revision(0),
+            token: FencingToken::NONE,
+            sessions: BTreeMap::new(),
+            by_expiry: BTreeSet::new(),
+            by_node: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            records: BTreeMap::new(),
+            index: ChangeIndex::new(tombstones_max),
+        }
+    }
+
+    pub(super) fn remember_ancestor(&mut self, generation: Generation) {
+        if !self.ancestors.contains(&generation) {
+            self.ancestors.push_back(generation);
+        }
+        while self.ancestors.len() > ANCESTORS_MAX {
+            self.ancestors.pop_front();
+        }
+    }
+
+    /// Nothing is granted for this long from now, or longer if it was so before.
+    pub(super) fn be_quiet(&mut self, now: StoreTime, lasts: Duration) {
+        let lasts = lasts.max(self.quiet_left(now));
+        self.quiet = Some(Quiet { from: now, lasts }).filter(|quiet| !quiet.lasts.is_zero());
+    }
+
+    /// Lets the quiet time pass. Where the clock has gone back behind its beginning, it is counted from there, so
+    /// that it is neither cut short nor drawn out.
+    pub(super) fn pass_quiet(&mut self, now: StoreTime) {
+        self.quiet = self.quiet.map(|quiet| Quiet { from: quiet.from.min(now), ..quiet });
+        self.quiet = self.quiet.filter(|quiet| now < quiet.from + quiet.lasts);
+    }
+
+    pub(super) fn quiet_left(&self, now: StoreTime) -> Duration {
+        self.quiet.map_or(Duration::ZERO, |quiet| (quiet.from + quiet.lasts).since(now))
+    }
+
+    pub(super) fn next_revision(&mut self) -> Revision {
+        self.revision.0 += 1;
+        self.revision
+    }
+
+    /// Draws a token higher than every one before; the caller has made sure that there is one.
+    pub(super) fn next_token(&mut self, now: StoreTime) -> FencingToken {
+        self.token = FencingToken::new((1 + self.token.get().max(now.as_micros())).min(TOKEN_MAX));
+        self.token
+    }
+
+    pub(super) fn settings(&self) -> Option<&ClusterSettings> {
+        match &self.records.get(&RecordKey::Settings)?.record {
+            Record::Settings(settings) => Some(settings),
+            Record::Workload(_) | Record::Node(_) | Record::Pin(_) => None,
+        }
+    }
+
+    // --- sessions ---
+
+    /// Removes the sessions that have ended. The slots that they held are not touched: they are orphans now.
+    pub(super) fn reap(&mut self, now: StoreTime) {
+        while let Some((_, session)) = self.by_expiry.first().copied().filter(|(at, _)| *at <= now) {
+            self.remove_session(session);
+        }
+    }
+
+    pub(super) fn insert_session(&mut self, id: SessionId, session: Session) {
+        self.by_expiry.insert((session.expires_at, id));
+        self.by_node.insert(session.record.info.node.clone(), id);
+        self.index.written(Key::Session(id), session.record.revision);
+        self.sessions.insert(id, session);
+        self.opened = true;
+    }
+
+    /// Says whether there was one.
+    pub(super) fn remove_session(&mut self, id: SessionId) -> bool {
+        let Some(session) = self.sessions.remove(&id) else { return false };
+        self.by_expiry.remove(&(session.expires_at, id));
+        self.by_node.remove(&session.record.info.node);
+        let revision = self.next_revision();
+        self.index.deleted(Key::Session(id), revision);
+        true
+    }
+
+    pub(super) fn extend_session(&mut self, id: SessionId, now: StoreTime) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            self.by_expiry.remove(&(session.expires_at, id));
+            session.expires_at = now + session.record.ttl;
+            self.by_expiry.insert((session.expires_at, id));
+        }
+    }
+
+    pub(super) fn session_of(&self, node: &NodeId) -> Option<SessionId> {
+        self.by_node.get(node).copied()
+    }
+
+    /// The sessions by the moment of their end, soonest first.
+    pub(super) fn by_expiry(&self) -> impl Iterator<Item = (StoreTime, SessionId)> {
+        self.by_expiry.iter().copied()
+    }
+
+    // --- slots ---
+
+    /// Writes a slot's record under a fresh revision, and keeps up what its old and its new holder hold.
+    pub(super) fn write_slot(&mut self, slot: &Slot, mut record: SlotRecord) {
+        record.revision = self.next_revision();
+        self.index.written(Key::Slot(slot.clone()), record.revision);
+        let (token, holder) = (record.token, record.holder.as_ref().map(|holder| holder.session));
+        let before = self.slots.insert(slot.clone(), record);
+        let before = before.and_then(|before| Some((before.holder?.session, before.token)));
+        if before == holder.map(|session| (session, token)) {
+            return;
+        }
+        if let Some((session, token)) = before
+            && let Some(session) = self.sessions.get_mut(&session)
+        {
+            session.held.remove(slot, token);
+        }
+        if let Some(session) = holder.and_then(|session| self.sessions.get_mut(&session)) {
+            session.held.add(slot, token);
+        }
+    }
+
+    /// Deletes the slots of a workload that no live session holds, unless a live session declares the workload.
+    pub(super) fn delete_slots_of(&mut self, workload: &WorkloadName) {
+        if self.sessions.values().any(|session| session.record.info.workloads.contains_key(workload)) {
+            return;
+        }
+        let range = Slot::new(workload.clone(), 0)..=Slot::new(workload.clone(), u32::MAX);
+        let sessions = &self.sessions;
+        let free = |record: &SlotRecord| !record.holder.as_ref().is_some_and(|h| sessions.contains_key(&h.session));
+        let doomed: Vec<Slot> =
+            self.slots.range(range).filter(|(_, record)| free(record)).map(|(slot, _)| slot.clone()).collect();
+        for slot in doomed {
+            self.slots.remove(&slot);
+            let revision = self.next_revision();
+            self.index.deleted(Key::Slot(slot), revision);
+        }
+    }
+
+    // --- records of operators ---
+
+    pub(super) fn write_record(&mut self, key: &RecordKey, record: Record) {
+        let revision = self.next_revision();
+        self.records.insert(key.clone(), Versioned { record, revision });
+        self.index.written(Key::Record(key.clone()), revision);
+    }
+
+    /// Says whether there was one.
+    pub(super) fn delete_record(&mut self, key: &RecordKey) -> bool {
+        let existed = self.records.remove(key).is_some();
+        if existed {
+            let revision = self.next_revision();
+            self.index.deleted(Key::Record(key.clone()), revision);
+        }
+        existed
+    }
+
+    // --- reading ---
+
+    /// The record of a key as this session (if any) may see it: checkpoints are for the holder only.
+    pub(super) fn read(&self, key: &Key, reader: Option<SessionId>) -> Change {
+        match key {
+            Key::Record(key) => Change::Record(key.clone(), self.records.get(key).cloned()),
+            Key::Session(id) => Change::Session(*id, self.sessions.get(id).map(|session| session.record.clone())),
+            Key::Slot(slot) => Change::Slot(slot.clone(), self.slots.get(slot).map(|record| seen_by(record, reader))),
+        }
+    }
+}
+
+/// A slot's record as a session may see it.
+pub(super) fn seen_by(record: &SlotRecord, reader: Option<SessionId>) -> SlotRecord {
+    let own = reader.is_some_and(|reader| record.is_held_by(reader));
+    SlotRecord {
+        checkpoint: record.checkpoint.clone().filter(|_| own),
+        granted_by: record.granted_by,
+        token: record.token,
+        holder: record.holder.clone(),
+        taken_at: record.taken_at,
+        freed_at: record.freed_at,
+        moved_at: record.moved_at,
+        offer: record.offer.clone(),
+        refusals: record.refusals.clone(),
+        force: record.force,
+        revision: record.revision,
+    }
+}
