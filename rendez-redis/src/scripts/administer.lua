@@ -1,0 +1,67 @@
+-- ARGV: 8 'put', 9 record's name, 10 whether there is content, 11 content, 12 expected revision (or empty), 13 longest
+-- TTL if these are settings (or empty), 14 prefix of the slots to delete (or empty), 15 place in their scan;
+-- or 8 'force', 9 slot, 10 token, 11 '1' for now.
+
+if ARGV[8] == 'force' then
+    local field = ARGV[9]
+    local record = call('HGET', SLOTS, field)
+    local slot = record and read_slot(record)
+    if (slot and slot.token or 0) ~= tonumber(ARGV[10]) then return { 'REFUSED', finish() } end
+    if not slot or slot.holder == '' then return { 'DONE', false, finish() } end
+    if ARGV[11] == '1' then
+        local holder = session(slot.holder)
+        if holder then count_out(holder, slot.factor, slot.token) end
+        slot.holder, slot.node, slot.freed_at, slot.offer, slot.force = '', '', text(now), '', ''
+    else
+        if slot.force == ARGV[10] then return { 'DONE', false, finish() } end
+        slot.force = ARGV[10]
+    end
+    slot.revision = log('slot' .. SEP .. field)
+    call('HSET', SLOTS, field, write_slot(slot))
+    hint('*')
+    return { 'DONE', false, finish() }
+end
+
+local field, expected, place = ARGV[9], tonumber(ARGV[12]), ARGV[15]
+if place == '' then
+    local record = call('HGET', RECORDS, field)
+    local at = record and tonumber(match(record, '^(%d+)\t')) or 0
+    if expected and expected ~= at then return { 'REFUSED', finish() } end
+    if ARGV[10] == '1' then
+        call('HSET', RECORDS, field, log('record' .. SEP .. field) .. '\t' .. ARGV[11])
+        if ARGV[13] ~= '' then
+            -- Not below the longest TTL of a session that may still live: the quiet time is counted from it.
+            ttl_max = tonumber(ARGV[13])
+            local list = call('HGETALL', SESSIONS)
+            for i = 1, #list, 2 do
+                if #list[i] == 32 and match(list[i], '^%x+$') then
+                    ttl_max = max(ttl_max, tonumber(read_session(list[i + 1]).ttl))
+                end
+            end
+            call('HSET', META, 'ttl_max', text(ttl_max))
+        end
+        hint('*')
+        return { 'DONE', false, finish() }
+    end
+    if record then
+        call('HDEL', RECORDS, field)
+        log('record' .. SEP .. field)
+        hint('*')
+    end
+    place = '0'
+end
+
+-- A workload was deleted: its slots go too, a page a call, but none that a live session holds.
+local prefix = ARGV[14]
+if prefix == '' then return { 'DONE', false, finish() } end
+local page = call('HSCAN', SLOTS, place, 'MATCH', string.gsub(prefix, '[\\*?%[%]]', '\\%0') .. '*', 'COUNT', 500)
+for i = 1, #page[2], 2 do
+    local name, slot = page[2][i], read_slot(page[2][i + 1])
+    if not live(slot.holder) then
+        call('HDEL', SLOTS, name)
+        call('HDEL', CHECKPOINTS, name)
+        token = max(token, slot.token)
+        log('slot' .. SEP .. name)
+    end
+end
+return { 'DONE', page[1] ~= '0' and page[1] or false, finish() }
