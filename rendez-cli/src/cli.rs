@@ -3,28 +3,36 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
+use crate::agent::{self, AgentArgs};
+use crate::exit::finish;
 use crate::guardian;
 
+/// Runs each slot of work in exactly one place, through leases in a store
 #[derive(Debug, Parser)]
-#[command(name = "rendez", version, about = "Runs each slot of work in exactly one place")]
+#[command(name = "rendez", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failure, 2 usage, 3 store, 4 node name in use, 5 promise broken";
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Guards the children of an agent.
+    /// Take part in a cluster, and run one child process for each slot that this node owns
+    Agent(Box<AgentArgs>),
+    /// Guards the children of an agent
     #[command(hide = true)]
     Guardian,
-    /// Keeps one child of an agent.
+    /// Keeps one child of an agent
     #[command(hide = true)]
     Keeper {
-        /// The slot, for people who list processes.
+        /// The slot, for people who list processes
         name: String,
     },
-    /// Becomes the command of a child.
+    /// Becomes the command of a child
     #[command(hide = true)]
     ExecChild(guardian::ExecChild),
 }
@@ -32,10 +40,21 @@ enum Command {
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Agent(args) => {
+            log_to_stderr();
+            finish(agent::agent(*args))
+        }
         Command::Guardian => helper("guardian", guardian::guardian()),
         Command::Keeper { name } => helper(&format!("keeper of {name}"), guardian::keeper()),
         Command::ExecChild(args) => guardian::exec_child(&args),
     }
+}
+
+/// What happens, for people; `RUST_LOG` chooses how much of it.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
 }
 
 fn helper(name: &str, result: std::io::Result<()>) -> ExitCode {

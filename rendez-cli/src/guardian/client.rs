@@ -135,9 +135,9 @@ impl Guardian {
         Ok((child, end))
     }
 
-    /// All children but these may run until this deadline.
-    pub(crate) fn extend(&self, deadline: Timestamp, except: HashSet<ChildId>) {
-        self.order(Order::Extend { deadline_ns: deadline.as_nanos(), except: except.into_iter().collect() });
+    /// A child may run until this deadline.
+    pub(crate) fn extend(&self, child: ChildId, deadline: Timestamp) {
+        self.order(Order::Extend { child, deadline_ns: deadline.as_nanos() });
     }
 
     /// Tells a child to stop, and kills it at this time.
@@ -155,9 +155,12 @@ impl Guardian {
         self.order(Order::Session(session));
     }
 
-    /// Nothing is to be released any more.
-    pub(crate) fn bye(&self) {
+    /// Ends the guardian, with nothing to be released, and waits a little for its end.
+    pub(crate) async fn leave(&self) {
+        /// It has nothing to do but to exit.
+        const PATIENCE: Duration = Duration::from_secs(2);
         self.order(Order::Bye);
+        let _ = tokio::time::timeout(PATIENCE, self.gone()).await;
     }
 
     /// Kills the guardian, which does not do what it should; keepers and this process then kill what it guarded.
@@ -188,8 +191,8 @@ async fn write(mut writer: OwnedWriteHalf, mut orders: mpsc::UnboundedReceiver<O
     while let Some(order) = orders.recv().await {
         let Ok(mut line) = serde_json::to_vec(&order) else { continue };
         line.push(b'\n');
-        if writer.write_all(&line).await.is_err() {
-            // The reader notices the end; the other half keeps the socket.
+        if writer.write_all(&line).await.is_err() || matches!(order, Order::Bye) {
+            // Dropped, it tells the guardian that this was all.
             return;
         }
     }

@@ -1,20 +1,14 @@
-//! The boot-time clock, and a timer on it that fires at once after a suspend.
+//! A timer on the boot-time clock, which fires at once after a suspend.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+pub(crate) use rendez::boot_time as now;
 use rendez_core::Timestamp;
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-
-/// What time it is on `CLOCK_BOOTTIME`.
-pub(crate) fn now() -> Timestamp {
-    let time = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    Timestamp::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
-}
 
 /// Becomes readable at a moment of `CLOCK_BOOTTIME`.
 pub(crate) struct Timer(OwnedFd);

@@ -73,9 +73,8 @@ mod signals;
 mod tree;
 mod wire;
 
-pub(crate) use client::{ChildSpec, Guardian, GuardianGone, GuardianSetup};
-pub(crate) use clock::now;
+pub(crate) use client::{Aftermath, ChildSpec, Guardian, GuardianSetup};
 pub(crate) use exec_child::{ExecChild, exec_child};
 pub(crate) use keeper::keeper;
-pub(crate) use protocol::{ChildEnd, HeldSession};
+pub(crate) use protocol::{ChildEnd, ChildId, HeldSession};
 pub(crate) use run::guardian;

@@ -18,12 +18,8 @@ pub(crate) enum Order {
     Session(Option<HeldSession>),
     /// Start a child.
     Start(Start),
-    /// All children but these may run until this deadline.
-    Extend {
-        deadline_ns: u64,
-        #[serde(default)]
-        except: Vec<ChildId>,
-    },
+    /// A child may run until this deadline. An earlier one than before changes nothing.
+    Extend { child: ChildId, deadline_ns: u64 },
     /// Tell a child to stop, and kill it at this time.
     Stop { child: ChildId, kill_at_ns: u64 },
     /// Kill a child.

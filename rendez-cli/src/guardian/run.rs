@@ -140,17 +140,14 @@ impl Guardian {
             Order::Start(start) => {
                 let child = start.child;
                 if let Err(error) = self.start(start) {
-                    let why = format!("cannot start its keeper: {error}");
+                    let why = format!("it has no keeper: {error}");
                     self.agent.say(&Report::Ended { child, end: ChildEnd::NotStarted { why } });
                 }
             }
-            Order::Extend { deadline_ns, except } => {
-                let deadline = Timestamp::from_nanos(deadline_ns);
-                for (_, keeper) in self.keepers.iter_mut().filter(|(child, _)| !except.contains(child)) {
-                    if deadline > keeper.deadline {
-                        keeper.deadline = deadline;
-                        keeper.wire.say(&KeeperOrder::Extend { deadline_ns });
-                    }
+            Order::Extend { child, deadline_ns } => {
+                if let Some(keeper) = self.keepers.get_mut(&child) {
+                    keeper.deadline = keeper.deadline.max(Timestamp::from_nanos(deadline_ns));
+                    keeper.wire.say(&KeeperOrder::Extend { deadline_ns });
                 }
             }
             Order::Stop { child, kill_at_ns } => {
@@ -172,6 +169,9 @@ impl Guardian {
 
     fn start(&mut self, start: Start) -> io::Result<()> {
         let hello = self.hello.as_ref().ok_or_else(|| io::Error::other("the agent has not said hello"))?;
+        if now() + Duration::from_nanos(hello.kill_lead_ns) >= Timestamp::from_nanos(start.deadline_ns) {
+            return Err(io::Error::other("its deadline had come before it could be started"));
+        }
         let (ours, theirs) = UnixStream::pair()?;
         let mut wire = Wire::new(ours)?;
         let (child, deadline) = (start.child, Timestamp::from_nanos(start.deadline_ns));

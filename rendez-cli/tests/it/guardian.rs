@@ -217,7 +217,7 @@ fn an_extended_deadline_is_kept_and_can_be_read() {
     let script = r#"echo "$RENDEZ_DEADLINE_FILE" > "$PIDS.file"; while :; do sleep 0.05; done"#;
     let (one, two) = (agent.start(1, script, first), agent.start(2, script, first));
     let second = in_(Duration::from_secs(7));
-    agent.say(json!({"extend": {"deadline_ns": second, "except": [2]}}));
+    agent.say(json!({"extend": {"child": 1, "deadline_ns": second}}));
     let file = wait_for("the name of the deadline file", || {
         fs::read_to_string(agent.folder.path().join("pids-1.file")).ok().filter(|name| name.ends_with('\n'))
     });
