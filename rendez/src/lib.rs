@@ -10,6 +10,7 @@ mod coordinator;
 mod driver;
 mod handle;
 mod lease;
+mod memory;
 mod metrics;
 mod policy;
 mod runner;
@@ -21,6 +22,7 @@ pub use context::SlotContext;
 pub use coordinator::{Coordinator, CoordinatorBuilder, StartError};
 pub use handle::{CommandError, DriverError, EVENTS_KEPT, Events, Handle, Owned, Told};
 pub use lease::{LeaseLost, SlotLease};
+pub use memory::MemoryStore;
 pub use metrics::{
     EVENTS_TOTAL, METRICS, Measurement, Metric, MetricKind, Metrics, NoMetrics, RUNNER_SECONDS, RUNNER_STOP_SECONDS,
     SLOTS_RUNNING, STORE_CALL_SECONDS, WAKE_LATENESS_SECONDS, WATCH_OPENINGS_TOTAL,
