@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use super::field::Field;
-use super::score::Rating;
+use super::score::{Rating, exponential};
 use super::world::{NONE, Place, World};
 
 /// Who should own what: by workload and unit, node indices.
@@ -170,31 +170,32 @@ impl<'w> Draft<'w> {
             field.retain(|node| open(self, place.load, node));
         }
         self.fields[place.load as usize] = Some(std::mem::take(field));
-        let best = best?;
-        Some(Bid {
-            rating: best.rating,
-            node_rank: world.node_rank[best.node as usize],
-            load_rank: world.load_rank[place.load as usize],
-            unit: place.unit,
-        })
+        Some(Bid::rated(world, place, best?.node, best?.rating))
     }
 }
 
 /// A pair of a slot and a node, in the order of scores: the greatest is the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bid {
-    pub(super) rating: Rating,
-    pub(super) node_rank: u32,
-    pub(super) load_rank: u32,
-    pub(super) unit: u32,
+    rating: Rating,
+    /// Worked out once, for the many comparisons with pairs of other weights.
+    exponential: u64,
+    node_rank: u32,
+    load_rank: u32,
+    unit: u32,
 }
 
 impl Bid {
     pub(super) fn new(world: &World, place: Place, node: u32) -> Self {
         let entry = &world.nodes[node as usize];
         let slot = world.loads[place.load as usize].hashes[place.unit as usize];
+        Self::rated(world, place, node, Rating::of(slot, entry.hash, entry.weight))
+    }
+
+    fn rated(world: &World, place: Place, node: u32, rating: Rating) -> Self {
         Self {
-            rating: Rating::of(slot, entry.hash, entry.weight),
+            rating,
+            exponential: exponential(rating.h),
             node_rank: world.node_rank[node as usize],
             load_rank: world.load_rank[place.load as usize],
             unit: place.unit,
@@ -205,7 +206,7 @@ impl Bid {
 impl Ord for Bid {
     fn cmp(&self, other: &Self) -> Ordering {
         self.rating
-            .cmp(&other.rating)
+            .cmp_with(self.exponential, &other.rating, other.exponential)
             .then(other.node_rank.cmp(&self.node_rank))
             .then(other.load_rank.cmp(&self.load_rank))
             .then(other.unit.cmp(&self.unit))

@@ -24,10 +24,29 @@ pub(super) struct Field {
     equal: bool,
 }
 
-/// With K = 2^57 / (2^64 ln 2), `exponential(h) ≥ K · !h` holds for every h: the table's chords lie below the
-/// logarithm, and so does what its rounding leaves. This is 1 / K for `!h >> 11`, a little too large on purpose,
-/// so that rounding in floating point can only let a pair through to the exact comparison, never drop one.
+/// A lower bound of `exponential(h)`, in units of its own.
+///
+/// With K = 2^57 / (2^64 ln 2), `exponential(h) ≥ K · !h` holds for every h: the chords of the table lie below
+/// the logarithm, and so does what rounding leaves of them. This is `!h` in steps of 2^11, which a float holds.
+#[inline]
+pub(super) fn least(h: u64) -> f64 {
+    // The shift leaves 53 bits: the signed conversion is exact, and cheaper.
+    (!h >> 11) as i64 as f64
+}
+
+/// From `exponential` to the units of [`least`], a little too large on purpose: rounding in floating point may
+/// then let a pair through to the exact comparison, but never drop one.
 const BOUND: f64 = std::f64::consts::LN_2 * 128.0 / 2048.0 * (1.0 + 1e-9);
+
+/// An upper bound of `exponential(h)` in the units of [`least`], without the table.
+///
+/// −ln(1 − x) ≤ x / (1 − x), and the table is never further than 2·10^−7 from the logarithm.
+#[inline]
+pub(super) fn most(h: u64) -> f64 {
+    const ONE: f64 = (1u64 << 53) as f64;
+    let part = (least(h) + 1.0) / ONE;
+    (part / (1.0 - part) + 1e-6) * ONE * (1.0 + 1e-9)
+}
 
 impl Field {
     /// The nodes that may take something of this workload.
@@ -48,6 +67,11 @@ impl Field {
         self.hashes.push(hash);
         self.weights.push(weight);
         self.inverse.push(1.0 / f64::from(weight));
+    }
+
+    /// Whether all nodes of the field have the same weight.
+    pub(super) fn is_equal(&self) -> bool {
+        self.equal
     }
 
     pub(super) fn len(&self) -> usize {
@@ -94,7 +118,7 @@ impl Field {
         let mut limit = f64::INFINITY;
         for (at, (hash, inverse)) in self.hashes.iter().zip(&self.inverse).enumerate() {
             let h = pair_hash(slot, *hash);
-            if (!h >> 11) as i64 as f64 * inverse <= limit {
+            if least(h) * inverse <= limit {
                 let node = self.nodes[at];
                 let found = Best { node, rating: Rating { h, weight: self.weights[at] } };
                 if beats(rank, found, best) && allowed(node) {
@@ -112,4 +136,21 @@ fn beats(rank: &[u32], found: Best, best: Option<Best>) -> bool {
         let order = found.rating.cmp(&best.rating);
         order.then_with(|| rank[best.node as usize].cmp(&rank[found.node as usize])).is_gt()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_hold_where_they_are_tightest() {
+        let near = (0..64).flat_map(|shift| [u64::MAX >> shift, !(u64::MAX >> shift), 1 << shift, !(1 << shift)]);
+        let spread = (0..100_000u64).map(|step| pair_hash(step, 1));
+        let high = (0..100_000u64).map(|step| !(pair_hash(step, 2) >> (step % 64)));
+        for h in near.chain(spread).chain(high) {
+            let exact = exponential(h) as f64 * BOUND;
+            assert!(least(h) <= exact, "{h:x}");
+            assert!(exact <= most(h), "{h:x}");
+        }
+    }
 }

@@ -8,10 +8,13 @@
 //! whether it is safe is for the store.
 
 mod balanced;
+mod chains;
+mod descent;
 mod draft;
 mod field;
 mod planner;
 mod rendezvous;
+mod rescue;
 pub mod score;
 mod shares;
 mod spec;

@@ -4,6 +4,8 @@
 //! plan depends on nothing but what it was told last, so nodes that were told the same agree. How slots are
 //! matched belongs to the policies, what binds a pair to the world.
 
+use std::collections::BTreeSet;
+
 use super::draft::{Draft, Owners};
 use super::shares::{Shares, pools};
 use super::spec::{
@@ -40,7 +42,9 @@ use crate::{NodeId, Slot, WorkloadName};
 pub struct Planner {
     world: World,
     owners: Owners,
-    stale: bool,
+    stale: Stale,
+    /// Whether caps bound what rendezvous placed last.
+    capped: bool,
     /// Orphans that a node should take, in the order of slots.
     wanted: Vec<Place>,
     /// Held slots that should be elsewhere, in the order of slots.
@@ -60,7 +64,8 @@ impl Planner {
         Self {
             world,
             owners: Owners::new(),
-            stale: true,
+            stale: Stale { all: true, ..Stale::default() },
+            capped: false,
             wanted: Vec::new(),
             moves: Vec::new(),
             unplaced: Vec::new(),
@@ -73,7 +78,7 @@ impl Planner {
         if (self.world.policy, self.world.load_factor) != (policy, load_factor) {
             self.world.policy = policy;
             self.world.load_factor = load_factor;
-            self.stale = true;
+            self.stale.all = true;
         }
     }
 
@@ -81,44 +86,42 @@ impl Planner {
     pub fn set_node(&mut self, node: &NodeId, spec: NodeSpec) {
         let known = self.world.node(node).and_then(|index| self.world.nodes[index as usize].spec.as_ref());
         if known != Some(&spec) {
-            self.world.set_node(node, spec);
-            self.stale = true;
+            self.stale.nodes.insert(self.world.set_node(node, spec));
         }
     }
 
     /// Says that a node's session has ended. What it held is orphaned.
     pub fn remove_node(&mut self, node: &NodeId) {
-        self.stale |= self.world.remove_node(node).is_some();
+        self.stale.nodes.extend(self.world.remove_node(node));
     }
 
     /// Says that a workload exists, and what it is like now.
     pub fn set_workload(&mut self, workload: &WorkloadName, spec: WorkloadSpec) {
         let known = self.world.load(workload).and_then(|index| self.world.loads[index as usize].spec.as_ref());
         if known != Some(&spec) {
-            self.world.set_workload(workload, spec);
-            self.stale = true;
+            self.stale.loads.insert(self.world.set_workload(workload, spec));
         }
     }
 
     /// Says that a workload exists no more.
     pub fn remove_workload(&mut self, workload: &WorkloadName) {
-        self.stale |= self.world.remove_workload(workload).is_some();
+        self.stale.loads.extend(self.world.remove_workload(workload));
     }
 
     /// Says who holds a slot. A slot whose holder is no live node counts as an orphan.
     pub fn set_holder(&mut self, slot: &Slot, holder: Option<&NodeId>) {
-        self.stale |= self.world.set_holder(slot, holder).is_some();
+        self.stale.places.extend(self.world.set_holder(slot, holder));
     }
 
     /// Pins a slot to a node, alive or not, or lets it go.
     pub fn set_pin(&mut self, slot: &Slot, node: Option<&NodeId>) {
-        self.stale |= self.world.set_pin(slot, node).is_some();
+        self.stale.places.extend(self.world.set_pin(slot, node));
     }
 
     /// Says that a node has refused a slot or did not take it in time, so that the next in rank is asked, or that
     /// it may be asked again. A node that holds the slot may keep it all the same.
     pub fn exclude(&mut self, slot: &Slot, node: &NodeId, excluded: bool) {
-        self.stale |= self.world.exclude(slot, node, excluded).is_some();
+        self.stale.places.extend(self.world.exclude(slot, node, excluded));
     }
 
     /// Who should own a slot.
@@ -230,10 +233,13 @@ impl Planner {
         self.share_out();
         let mut held = vec![0; self.world.nodes.len()];
         let mut desired = vec![0; self.world.nodes.len()];
-        for (owners, load) in self.owners.iter().zip(&self.world.loads) {
-            for node in owners.iter().filter(|node| **node != NONE) {
-                desired[*node as usize] += 1;
+        for load in &self.world.order {
+            let units = 0..self.world.loads[*load as usize].units;
+            for node in units.filter_map(|unit| self.owner(Place { load: *load, unit })) {
+                desired[node as usize] += 1;
             }
+        }
+        for load in &self.world.loads {
             for node in load.holders.iter().filter(|node| **node != NONE) {
                 held[*node as usize] += 1;
             }
@@ -266,9 +272,14 @@ impl Planner {
         }
     }
 
+    /// Who should own a slot: who the plan says, or else who has it and can give it to nobody.
     fn owner(&self, place: Place) -> Option<u32> {
         let owner = *self.owners.get(place.load as usize)?.get(place.unit as usize)?;
-        (owner != NONE).then_some(owner)
+        if owner != NONE {
+            return Some(owner);
+        }
+        let holder = self.world.loads[place.load as usize].holder(place.unit);
+        self.world.is_live(holder).then_some(holder)
     }
 
     /// Why these slots should leave this node. What it holds beyond a cap is told apart from what the policy
@@ -309,9 +320,10 @@ impl Planner {
 
     /// Works the plan out if anything has changed.
     fn plan(&mut self) {
-        if !std::mem::take(&mut self.stale) {
+        if self.stale.is_empty() {
             return;
         }
+        let stale = std::mem::take(&mut self.stale);
         self.shares = None;
         self.world.refresh();
         let world = &self.world;
@@ -326,26 +338,25 @@ impl Planner {
                 Policy::Balanced => by_share.push(*load),
             }
         }
-        let capped = |load: &u32| {
-            let entry = &world.loads[*load as usize];
-            let capped = |node: u32| {
-                let (node, pair) = (&world.nodes[node as usize], entry.pairs[node as usize]);
-                node.capacity != u32::MAX || pair.cap < pair.units
-            };
-            world.live().any(capped)
-        };
-        let capped = by_score.iter().any(capped);
-        if !capped {
-            rendezvous::place_all(world, &mut self.owners, &by_score);
+        let was_capped = std::mem::replace(&mut self.capped, by_score.iter().any(|load| world.is_capped(*load)));
+        if !self.capped {
+            let all = stale.all || was_capped || stale.nodes.len() * 8 > world.nodes.len();
+            let (anew, kept): (Vec<u32>, Vec<u32>) =
+                by_score.iter().partition(|load| all || stale.loads.contains(load));
+            rendezvous::place_all(world, &mut self.owners, &anew);
+            if !stale.nodes.is_empty() {
+                rendezvous::place_changed(world, &mut self.owners, &kept, &stale.nodes);
+            }
+            rendezvous::place_some(world, &mut self.owners, &kept, stale.places);
         }
-        if capped || !by_share.is_empty() {
+        if self.capped || !by_share.is_empty() {
             let mut draft = Draft::new(world, &mut self.owners);
-            if capped {
+            if self.capped {
                 rendezvous::place_within_caps(&mut draft, &by_score);
             } else {
                 draft.count_all(&by_score);
             }
-            balanced::place(&mut draft, &by_share);
+            self.shares = Some(balanced::place(&mut draft, &by_share));
         }
         self.compare();
     }
@@ -358,19 +369,16 @@ impl Planner {
         let world = &self.world;
         for load in &world.loads_by_rank {
             let entry = &world.loads[*load as usize];
-            let owners = &mut self.owners[*load as usize];
-            for (unit, owner) in owners.iter_mut().enumerate() {
-                let holder = entry.holders[unit];
+            let owners = &self.owners[*load as usize];
+            for (unit, (owner, holder)) in owners.iter().zip(&entry.holders).enumerate() {
+                let (owner, holder) = (*owner, *holder);
                 let place = Place { load: *load, unit: unit as u32 };
-                if *owner == holder && holder != NONE {
+                if owner == holder && holder != NONE {
                     continue;
                 }
                 let held = holder != NONE && world.is_live(holder);
-                if *owner == NONE {
+                if owner == NONE {
                     self.unplaced.push(place);
-                    if held {
-                        *owner = holder;
-                    }
                 } else if held {
                     self.moves.push(place);
                 } else {
@@ -382,6 +390,21 @@ impl Planner {
                 self.unplaced.extend(held.map(|(unit, _)| Place { load: *load, unit: unit as u32 }));
             }
         }
+    }
+}
+
+/// What has changed since the plan was worked out.
+#[derive(Debug, Default)]
+struct Stale {
+    all: bool,
+    nodes: BTreeSet<u32>,
+    loads: BTreeSet<u32>,
+    places: Vec<Place>,
+}
+
+impl Stale {
+    fn is_empty(&self) -> bool {
+        !self.all && self.nodes.is_empty() && self.loads.is_empty() && self.places.is_empty()
     }
 }
 

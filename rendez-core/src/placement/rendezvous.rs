@@ -3,8 +3,11 @@
 //! Who holds a slot matters only where its holder takes nothing new and so keeps it. With caps, slots and nodes
 //! are matched best score first, as if nothing was held. Keeping counts even is the other policy's business.
 
+use std::collections::BTreeSet;
+
 use super::draft::{Draft, Owners};
-use super::field::Field;
+use super::field::{Field, least, most};
+use super::score::pair_hash;
 use super::world::{NONE, Place, World};
 
 /// Decides all slots of these workloads where no cap can bind.
@@ -14,6 +17,62 @@ pub(super) fn place_all(world: &World, owners: &mut Owners, loads: &[u32]) {
         let field = Field::takers(world, entry);
         for unit in 0..entry.units {
             owners[*load as usize][unit as usize] = choose(world, &field, Place { load: *load, unit });
+        }
+    }
+}
+
+/// Decides anew what may have changed with these nodes, where no cap can bind: slots that are or were theirs in
+/// some way, and those for which one of them is now the best.
+pub(super) fn place_changed(world: &World, owners: &mut Owners, loads: &[u32], nodes: &BTreeSet<u32>) {
+    let mut changed = vec![false; world.nodes.len()];
+    for node in nodes {
+        changed[*node as usize] = true;
+    }
+    let hashes: Vec<_> = world.nodes.iter().map(|node| node.hash).collect();
+    let inverse: Vec<_> = world.nodes.iter().map(|node| 1.0 / f64::from(node.weight)).collect();
+    for load in loads {
+        let entry = &world.loads[*load as usize];
+        let field = Field::takers(world, entry);
+        let takers = nodes.iter().copied().filter(|node| world.nodes[*node as usize].accepts);
+        let takers: Vec<_> = takers.filter(|node| entry.pairs[*node as usize].units > 0).collect();
+        let slots = owners[*load as usize].iter_mut().zip(&entry.holders).zip(&entry.hashes);
+        for (unit, ((owner, holder), slot)) in slots.enumerate() {
+            let place = Place { load: *load, unit: unit as u32 };
+            let known = *owner as usize;
+            if *owner == NONE || changed[known] || (*holder != NONE && changed[*holder as usize]) {
+                *owner = choose(world, &field, place);
+                continue;
+            }
+            if takers.is_empty() {
+                continue;
+            }
+            let h = pair_hash(*slot, hashes[known]);
+            let mut theirs = takers.iter().map(|node| (*node, pair_hash(*slot, hashes[*node as usize])));
+            let near = if field.is_equal() {
+                theirs.any(|(_, theirs)| theirs >= h)
+            } else {
+                let limit = most(h) * inverse[known];
+                theirs.any(|(node, theirs)| least(theirs) * inverse[node as usize] <= limit)
+            };
+            if near {
+                *owner = choose(world, &field, place);
+            }
+        }
+    }
+}
+
+/// Decides these slots anew where no cap can bind, if they are of one of these workloads.
+pub(super) fn place_some(world: &World, owners: &mut Owners, loads: &[u32], mut places: Vec<Place>) {
+    places.sort_unstable();
+    places.dedup();
+    for places in places.chunk_by(|a, b| a.load == b.load) {
+        let load = places[0].load;
+        if !loads.contains(&load) {
+            continue;
+        }
+        let field = Field::takers(world, &world.loads[load as usize]);
+        for place in places.iter().filter(|place| place.unit < world.loads[load as usize].units) {
+            owners[load as usize][place.unit as usize] = choose(world, &field, *place);
         }
     }
 }

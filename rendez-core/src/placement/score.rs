@@ -109,6 +109,17 @@ impl Rating {
     pub const fn of(slot: u64, node: u64, weight: u32) -> Self {
         Self { h: pair_hash(slot, node), weight }
     }
+
+    /// The order of two ratings whose exponentials are known.
+    #[inline]
+    pub(super) fn cmp_with(&self, mine: u64, other: &Self, theirs: u64) -> Ordering {
+        if self.weight == other.weight {
+            return self.h.cmp(&other.h);
+        }
+        let mine = u128::from(mine) * u128::from(other.weight);
+        let theirs = u128::from(theirs) * u128::from(self.weight);
+        theirs.cmp(&mine).then(self.h.cmp(&other.h))
+    }
 }
 
 impl Ord for Rating {
@@ -117,9 +128,7 @@ impl Ord for Rating {
         if self.weight == other.weight {
             return self.h.cmp(&other.h);
         }
-        let mine = u128::from(exponential(self.h)) * u128::from(other.weight);
-        let theirs = u128::from(exponential(other.h)) * u128::from(self.weight);
-        theirs.cmp(&mine).then(self.h.cmp(&other.h))
+        self.cmp_with(exponential(self.h), other, exponential(other.h))
     }
 }
 

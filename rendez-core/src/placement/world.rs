@@ -129,6 +129,15 @@ impl World {
         self.nodes.get(node as usize).is_some_and(|node| node.spec.is_some())
     }
 
+    /// Whether a cap can keep a node from a slot of this workload.
+    pub(super) fn is_capped(&self, load: u32) -> bool {
+        let entry = &self.loads[load as usize];
+        self.live().any(|node| {
+            let pair = entry.pairs[node as usize];
+            self.nodes[node as usize].capacity != u32::MAX || pair.cap < pair.units
+        })
+    }
+
     pub(super) fn policy_of(&self, load: &Load) -> Policy {
         load.spec.as_ref().and_then(|spec| spec.policy).unwrap_or(self.policy)
     }

@@ -1,0 +1,346 @@
+//! Moves of held slots that make the spread better, best first, until none is left.
+//!
+//! Φ is twice the sum over nodes of the distance of the total from its band, and the sum over workloads and
+//! nodes of the distance of the count from its band. Every move that is made here lowers it. What a move changes
+//! depends on counts alone and is kept in small tables; scores are computed only for slots that may move at all.
+//! Chains of moves are found elsewhere.
+
+use std::collections::HashMap;
+
+use super::draft::{Bid, Draft};
+use super::score::pair_hash;
+use super::shares::Shares;
+use super::world::{NONE, Place};
+
+/// In a table of changes: cannot be.
+pub(super) const NEVER: i8 = 100;
+
+/// The changes that one side of a move can make: −3 to 3.
+const SIDES: usize = 7;
+
+/// How many candidates are kept at hand for one receiver.
+const SHELF: usize = 256;
+
+/// A placement on its way to the lowest Φ that can be reached.
+#[derive(Debug)]
+pub(super) struct Descent<'d, 'w> {
+    pub(super) draft: &'d mut Draft<'w>,
+    shares: &'d Shares,
+    /// The workloads whose slots may move, in order. Tables go by index into this.
+    pub(super) loads: &'d [u32],
+    /// Nodes that may give and take, in order.
+    pub(super) nodes: Vec<u32>,
+    pub(super) phi: u64,
+    /// By workload and node: what the workload's part of Φ changes by if the node loses one.
+    loss: Vec<i8>,
+    /// The same if it gains one.
+    gain: Vec<i8>,
+    /// By node: what the total's part of Φ changes by if the node loses one.
+    pub(super) total_loss: Vec<i8>,
+    /// The same if it gains one.
+    pub(super) total_gain: Vec<i8>,
+    /// By workload and change: how many nodes can give at that change.
+    givers: Vec<[u32; SIDES]>,
+    /// By workload and change: the nodes that can take at that change, in no order.
+    receivers: Vec<[Vec<u32>; SIDES]>,
+    /// By workload and change of the giver: the units that may be given so.
+    pools: HashMap<(usize, i8), Pool>,
+    /// The best of a pool for one receiver.
+    shelves: HashMap<(usize, i8, u32), Shelf>,
+}
+
+/// Units that nodes can give at one change of Φ. May hold units that can be given no more.
+#[derive(Debug, Default)]
+struct Pool {
+    units: Vec<u32>,
+    version: u32,
+}
+
+/// A unit and its mixed hash with a receiver; the greatest is the best.
+type Match = (u64, std::cmp::Reverse<u32>);
+
+/// The best units of a pool for one receiver, the very best last.
+#[derive(Debug, Default)]
+struct Shelf {
+    matches: Vec<Match>,
+    /// All that are better than this have been looked at.
+    below: Option<Match>,
+    version: u32,
+    dry: bool,
+}
+
+impl<'d, 'w> Descent<'d, 'w> {
+    pub(super) fn new(draft: &'d mut Draft<'w>, shares: &'d Shares, loads: &'d [u32]) -> Self {
+        let world = draft.world;
+        let nodes = world.live().filter(|node| world.nodes[*node as usize].accepts).collect();
+        Self {
+            draft,
+            shares,
+            loads,
+            nodes,
+            phi: 0,
+            loss: Vec::new(),
+            gain: Vec::new(),
+            total_loss: Vec::new(),
+            total_gain: Vec::new(),
+            givers: Vec::new(),
+            receivers: Vec::new(),
+            pools: HashMap::new(),
+            shelves: HashMap::new(),
+        }
+    }
+
+    /// Moves slots until no move and no chain lowers Φ.
+    pub(super) fn run(mut self) {
+        self.phi = self.measure();
+        if self.phi == 0 {
+            return;
+        }
+        self.tabulate();
+        while self.phi > 0 {
+            match self.best_move() {
+                Some((place, to)) => self.shift(place, to),
+                None => {
+                    if !self.make_best_chain() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Φ of the draft as it is.
+    fn measure(&self) -> u64 {
+        let world = self.draft.world;
+        let totals = self
+            .nodes
+            .iter()
+            .map(|node| 2 * u64::from(self.shares.total(*node).distance(self.draft.total[*node as usize])));
+        let counts = self.loads.iter().flat_map(|load| {
+            self.nodes.iter().map(|node| {
+                let band = self.shares.of_load(world, *load, *node);
+                u64::from(band.distance(self.draft.count(*load, *node)))
+            })
+        });
+        totals.sum::<u64>() + counts.sum::<u64>()
+    }
+
+    /// What one node has part in Φ, of other workloads nothing.
+    fn part(&self, load: u32, node: u32) -> u64 {
+        let total = self.shares.total(node).distance(self.draft.total[node as usize]);
+        let band = self.shares.of_load(self.draft.world, load, node);
+        2 * u64::from(total) + u64::from(band.distance(self.draft.count(load, node)))
+    }
+
+    /// Fills the tables.
+    fn tabulate(&mut self) {
+        let width = self.draft.world.nodes.len();
+        self.loss = vec![NEVER; self.loads.len() * width];
+        self.gain = vec![NEVER; self.loads.len() * width];
+        self.total_loss = vec![NEVER; width];
+        self.total_gain = vec![NEVER; width];
+        self.givers = vec![[0; SIDES]; self.loads.len()];
+        self.receivers = vec![Default::default(); self.loads.len()];
+        for node in self.nodes.clone() {
+            (self.total_loss[node as usize], self.total_gain[node as usize]) = self.total_changes(node);
+            for index in 0..self.loads.len() {
+                self.judge(index, node);
+                self.register(index, node, true);
+            }
+        }
+    }
+
+    pub(super) fn loss(&self, index: usize, node: u32) -> i8 {
+        self.loss[index * self.total_loss.len() + node as usize]
+    }
+
+    pub(super) fn gain(&self, index: usize, node: u32) -> i8 {
+        self.gain[index * self.total_loss.len() + node as usize]
+    }
+
+    /// What Φ changes by if a node gives one of a workload, the receiver's side left out.
+    fn giving(&self, index: usize, node: u32) -> Option<i8> {
+        let (loss, total) = (self.loss(index, node), self.total_loss[node as usize]);
+        (loss != NEVER && total != NEVER).then(|| loss + total)
+    }
+
+    /// What Φ changes by if a node takes one of a workload, the giver's side left out.
+    pub(super) fn taking(&self, index: usize, node: u32) -> Option<i8> {
+        let (gain, total) = (self.gain(index, node), self.total_gain[node as usize]);
+        (gain != NEVER && total != NEVER).then(|| gain + total)
+    }
+
+    fn total_changes(&self, node: u32) -> (i8, i8) {
+        let (band, total) = (self.shares.total(node), self.draft.total[node as usize]);
+        let room = total < self.draft.world.nodes[node as usize].capacity;
+        (doubled(band.on_loss(total)), if room { doubled(band.on_gain(total)) } else { NEVER })
+    }
+
+    /// Brings the tables of one workload and node up to date with its count.
+    fn judge(&mut self, index: usize, node: u32) {
+        let load = self.loads[index];
+        let count = self.draft.count(load, node);
+        let band = self.shares.of_load(self.draft.world, load, node);
+        let at = index * self.total_loss.len() + node as usize;
+        self.loss[at] = if count > 0 { band.on_loss(count) as i8 } else { NEVER };
+        self.gain[at] = if self.draft.has_room_of(load, node) { band.on_gain(count) as i8 } else { NEVER };
+    }
+
+    /// Counts a node among the givers and receivers of a workload, or no more.
+    fn register(&mut self, index: usize, node: u32, present: bool) {
+        if let Some(giving) = self.giving(index, node) {
+            let givers = &mut self.givers[index][(giving + 3) as usize];
+            *givers = if present { *givers + 1 } else { *givers - 1 };
+        }
+        if let Some(taking) = self.taking(index, node) {
+            let receivers = &mut self.receivers[index][(taking + 3) as usize];
+            if present {
+                receivers.push(node);
+            } else if let Some(at) = receivers.iter().position(|receiver| *receiver == node) {
+                receivers.swap_remove(at);
+            }
+        }
+    }
+
+    /// The move that lowers Φ most; among those that do so alike, the best match of slot and receiver.
+    fn best_move(&mut self) -> Option<(Place, u32)> {
+        for change in -6..0i8 {
+            let mut best: Option<(Bid, Place, u32)> = None;
+            for index in 0..self.loads.len() {
+                for giving in -3..=3i8 {
+                    let taking = change - giving;
+                    if !(-3..=3).contains(&taking) || self.givers[index][(giving + 3) as usize] == 0 {
+                        continue;
+                    }
+                    for at in 0..self.receivers[index][(taking + 3) as usize].len() {
+                        let node = self.receivers[index][(taking + 3) as usize][at];
+                        let Some(unit) = self.best_unit(index, giving, node) else { continue };
+                        let place = Place { load: self.loads[index], unit };
+                        let bid = Bid::new(self.draft.world, place, node);
+                        if best.is_none_or(|(best, ..)| bid > best) {
+                            best = Some((bid, place, node));
+                        }
+                    }
+                }
+            }
+            if let Some((_, place, node)) = best {
+                return Some((place, node));
+            }
+        }
+        None
+    }
+
+    /// Whether a unit can be given to a node by one that gives at this change.
+    fn can_give(&self, index: usize, giving: i8, unit: u32, to: u32) -> bool {
+        let load = self.loads[index];
+        let place = Place { load, unit };
+        let from = self.draft.owner(place);
+        from != to && from != NONE && self.giving(index, from) == Some(giving) && self.may_move(place, to)
+    }
+
+    /// Whether the rules let a slot move to a node.
+    pub(super) fn may_move(&self, place: Place, to: u32) -> bool {
+        let world = self.draft.world;
+        !world.loads[place.load as usize].pins.contains_key(&place.unit) && world.may_take(place, to)
+    }
+
+    /// The best match for a node among the units that nodes can give at this change.
+    fn best_unit(&mut self, index: usize, giving: i8, to: u32) -> Option<u32> {
+        let mut shelf = self.shelves.remove(&(index, giving, to)).unwrap_or_default();
+        let version = match self.pools.get(&(index, giving)) {
+            Some(pool) => pool.version,
+            None => {
+                let owners = self.draft.owners[self.loads[index] as usize].iter().enumerate();
+                let units = owners.filter(|(_, owner)| **owner != NONE && self.giving(index, **owner) == Some(giving));
+                let units = units.map(|(unit, _)| unit as u32).collect();
+                self.pools.insert((index, giving), Pool { units, version: 0 });
+                0
+            }
+        };
+        if shelf.version != version {
+            shelf = Shelf { version, ..Shelf::default() };
+        }
+        let found = loop {
+            match shelf.matches.last() {
+                Some((_, unit)) if self.can_give(index, giving, unit.0, to) => break Some(unit.0),
+                Some(_) => shelf.below = shelf.matches.pop(),
+                None if shelf.dry => break None,
+                None => self.stock(&mut shelf, index, giving, to),
+            }
+        };
+        self.shelves.insert((index, giving, to), shelf);
+        found
+    }
+
+    /// Puts the next best units of a pool on a shelf.
+    fn stock(&self, shelf: &mut Shelf, index: usize, giving: i8, to: u32) {
+        let world = self.draft.world;
+        let node = world.nodes[to as usize].hash;
+        let hashes = &world.loads[self.loads[index] as usize].hashes;
+        let mut floor = 0;
+        for unit in &self.pools[&(index, giving)].units {
+            let h = pair_hash(hashes[*unit as usize], node);
+            if h < floor {
+                continue;
+            }
+            let found = (h, std::cmp::Reverse(*unit));
+            if shelf.below.is_none_or(|below| found < below) && self.can_give(index, giving, *unit, to) {
+                shelf.matches.push(found);
+                if shelf.matches.len() == 2 * SHELF {
+                    shelf.matches.select_nth_unstable(SHELF);
+                    shelf.matches.drain(..SHELF);
+                    floor = shelf.matches[0].0;
+                }
+            }
+        }
+        shelf.matches.sort_unstable();
+        shelf.matches.dedup();
+        shelf.dry = shelf.matches.is_empty();
+    }
+
+    /// Moves a slot to a node and keeps all tables.
+    pub(super) fn shift(&mut self, place: Place, to: u32) {
+        let from = self.draft.owner(place);
+        let Some(index) = self.loads.iter().position(|load| *load == place.load) else { return };
+        self.phi -= self.part(place.load, from) + self.part(place.load, to);
+        self.draft.take(place);
+        self.draft.put(place, to);
+        self.phi += self.part(place.load, from) + self.part(place.load, to);
+        for node in [from, to] {
+            let totals = self.total_changes(node);
+            let known = (self.total_loss[node as usize], self.total_gain[node as usize]);
+            let all = if totals == known { index..index + 1 } else { 0..self.loads.len() };
+            let before: Vec<_> = all.clone().map(|index| self.giving(index, node)).collect();
+            for index in all.clone() {
+                self.register(index, node, false);
+            }
+            (self.total_loss[node as usize], self.total_gain[node as usize]) = totals;
+            self.judge(index, node);
+            for (index, before) in all.zip(before) {
+                self.register(index, node, true);
+                let giving = self.giving(index, node);
+                if let Some(giving) = giving.filter(|_| giving != before) {
+                    self.add_to_pool(index, giving, node);
+                }
+            }
+        }
+        if let Some(giving) = self.giving(index, to)
+            && let Some(pool) = self.pools.get_mut(&(index, giving))
+        {
+            pool.units.push(place.unit);
+            pool.version += 1;
+        }
+    }
+
+    /// Adds what a node has of a workload to a pool that exists.
+    fn add_to_pool(&mut self, index: usize, giving: i8, node: u32) {
+        let Some(pool) = self.pools.get_mut(&(index, giving)) else { return };
+        let owners = self.draft.owners[self.loads[index] as usize].iter().enumerate();
+        pool.units.extend(owners.filter(|(_, owner)| **owner == node).map(|(unit, _)| unit as u32));
+        pool.version += 1;
+    }
+}
+
+fn doubled(change: i32) -> i8 {
+    2 * change as i8
+}
