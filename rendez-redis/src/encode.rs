@@ -127,14 +127,14 @@ fn unexpected(what: &str) -> StoreError {
 /// A session's record.
 pub(crate) fn session(record: &str) -> Result<SessionRecord, StoreError> {
     let bad = || damaged("a session");
-    let mut parts = record.splitn(10, '\t');
+    let mut parts = record.splitn(9, '\t');
     let mut next = || parts.next().ok_or_else(bad);
     let incarnation = next()?.parse().map_err(|_| bad())?;
     let ttl = Duration::from_micros(next()?.parse().map_err(|_| bad())?);
     let opened_at = StoreTime::from_micros(next()?.parse().map_err(|_| bad())?);
     let _opened_by = next()?;
     let revision = Revision(next()?.parse().map_err(|_| bad())?);
-    let (_count, _digest, _stance, _node) = (next()?, next()?, next()?, next()?);
+    let (_count, _digest, _node) = (next()?, next()?, next()?);
     let info = serde_json::from_str(next()?).map_err(|error| bad().with_source(error))?;
     Ok(SessionRecord { incarnation, opened_at, ttl, info: Arc::new(info), revision })
 }

@@ -44,11 +44,6 @@ pub(crate) fn slot_field(slot: &Slot) -> String {
     format!("{}{SEPARATOR}{}", slot.workload, slot.unit)
 }
 
-/// What the fields of all slots of a workload begin with.
-pub(crate) fn workload_prefix(workload: &WorkloadName) -> String {
-    format!("{workload}{SEPARATOR}")
-}
-
 /// The slot of a field.
 pub(crate) fn parse_slot_field(field: &str) -> Option<Slot> {
     let (workload, unit) = field.rsplit_once(SEPARATOR)?;

@@ -11,6 +11,7 @@
 //! # Ok(()) }
 //! ```
 
+mod checks;
 mod connect;
 mod encode;
 mod errors;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use rendez_core::{
-    AdminOutcome, AdminRequest, Beat, CHECKPOINT_BYTES_MAX, Capabilities, ChangeKind, ChangeOutcome, ChangeReply,
+    AdminOutcome, AdminRequest, Beat, Capabilities, ChangeKind, ChangeOutcome, ChangeReply,
     ChangeRequest, CloseRequest, ClusterName, Conflict, Cursor, Due, ErrorKind, Fencing, FencingToken, Generation,
-    HeartbeatRequest, Held, Known, LeaseStore, NodeInfo, OpenRequest, Opening, PROTOCOL_VERSION, Record, RecordKey,
-    Revision, Slot, SlotChange, SnapshotPage, SnapshotRequest, Stamp, Stance, StoreError, StoreTime, Sync, Watch,
+    HeartbeatRequest, Held, Known, LeaseStore, OpenRequest, Opening, Record, RecordKey,
+    Revision, Slot, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, StoreTime, Sync, Watch,
 };
 
+use crate::checks;
 use crate::connect::Connector;
 use crate::encode::{self, Reply, micros_down, micros_up};
 use crate::errors::{Stage, explain, timed_out};
@@ -21,9 +22,6 @@ use crate::watch::Hints;
 
 /// What a double holds exactly stays below this.
 const NUMBER_LIMIT: u64 = 1 << 53;
-
-/// The most changes that one heartbeat answers with, whatever is asked.
-const SYNC_MAX: u32 = 4096;
 
 /// A [`LeaseStore`] in Redis. Clones share their connection.
 #[derive(Clone)]
@@ -161,6 +159,10 @@ fn status(reply: &mut Reply) -> Result<String, StoreError> {
     match status.as_str() {
         "LOST" => Err(lost()),
         "TOKEN" => Err(token_too_large()),
+        "NODE" => {
+            let node = reply.text()?;
+            Err(fatal(format!("the session is node {node:?}'s and cannot become another's: open another session")))
+        }
         "LAYOUT" => {
             let layout = reply.text()?;
             Err(fatal(format!("the cluster's data in Redis has layout {layout:?}, this release knows layout 1")))
@@ -179,28 +181,10 @@ fn stamp(reply: &mut Reply) -> Result<Stamp, StoreError> {
     })
 }
 
-fn stance(info: &NodeInfo) -> Vec<u8> {
-    match info.stance {
-        Stance::Active => "active",
-        Stance::Cordoned => "cordoned",
-        Stance::Draining => "draining",
-    }
-    .into()
-}
-
-fn checked_checkpoint(checkpoint: &[u8]) -> Result<Vec<u8>, StoreError> {
-    if checkpoint.len() > CHECKPOINT_BYTES_MAX {
-        return Err(fatal(format!("a checkpoint of {} bytes: at most {CHECKPOINT_BYTES_MAX} fit", checkpoint.len())));
-    }
-    Ok(checkpoint.to_vec())
-}
-
 fn change_arguments(change: &SlotChange, arguments: &mut Vec<Vec<u8>>) -> Result<(), StoreError> {
-    if change.token.get() >= NUMBER_LIMIT {
-        return Err(token_too_large());
-    }
+    checks::slot(&change.slot)?;
     let optional_checkpoint = |checkpoint: &Option<bytes::Bytes>| -> Result<[Vec<u8>; 2], StoreError> {
-        let bytes = checkpoint.as_deref().map(checked_checkpoint).transpose()?;
+        let bytes = checkpoint.as_deref().map(checks::checkpoint).transpose()?;
         Ok([flag(bytes.is_some()), bytes.unwrap_or_default()])
     };
     let none = Vec::new;
@@ -227,14 +211,15 @@ fn change_arguments(change: &SlotChange, arguments: &mut Vec<Vec<u8>>) -> Result
             ("transfer", [id(operation), id(offer), present, bytes])
         }
         ChangeKind::SaveCheckpoint { checkpoint } => {
-            ("checkpoint", [checked_checkpoint(checkpoint)?, none(), none(), none()])
+            ("checkpoint", [checks::checkpoint(checkpoint)?, none(), none(), none()])
         }
         ChangeKind::Readopt => ("readopt", [none(), none(), none(), none()]),
     };
     arguments.push(kind.into());
     arguments.push(keys::slot_field(&change.slot).into_bytes());
     arguments.push(number(Held::factor(&change.slot).into()));
-    arguments.push(number(change.token.get()));
+    // A token that cannot be is no slot's token.
+    arguments.push(number(change.token.get().min(NUMBER_LIMIT)));
     arguments.extend([a, b, c, d]);
     Ok(())
 }
@@ -283,16 +268,13 @@ impl LeaseStore for RedisStore {
             )));
         }
         let info = &*request.info;
-        if info.protocol == 0 || info.protocol > PROTOCOL_VERSION {
-            return Err(fatal(format!("protocol version {}: this release speaks {PROTOCOL_VERSION}", info.protocol)));
-        }
+        checks::info(info, &capabilities)?;
         let arguments = vec![
             request.operation.to_string().into_bytes(),
             request.incarnation.to_string().into_bytes(),
             request.replaces.map(|session| session.to_string()).unwrap_or_default().into_bytes(),
             number(micros_down(request.ttl)),
             info.node.as_str().into(),
-            stance(info),
             encode::json(info)?.into_bytes(),
             encode::json(&Record::Settings(info.settings.clone()))?.into_bytes(),
             number(micros_up(info.settings.session_ttl_max)),
@@ -332,12 +314,15 @@ impl LeaseStore for RedisStore {
 
     async fn heartbeat(&self, cluster: &ClusterName, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
         let info = request.info.as_deref();
+        let capabilities = self.capabilities();
+        info.map(|info| checks::info(info, &capabilities)).transpose()?;
+        let changes_max = request.changes_max.min(u32::try_from(capabilities.changes_max).unwrap_or(u32::MAX));
         let arguments = vec![
             request.session.to_string().into_bytes(),
             request.since.map(|since| number(since.0.min(NUMBER_LIMIT))).unwrap_or_default(),
-            number(request.changes_max.clamp(1, SYNC_MAX).into()),
+            number(changes_max.into()),
             number(micros_down(request.due_within)),
-            info.map(stance).unwrap_or_default(),
+            info.map(|info| info.node.as_str().into()).unwrap_or_default(),
             info.map(encode::json).transpose()?.unwrap_or_default().into_bytes(),
         ];
         let mut reply = self.run(&scripts::HEARTBEAT, cluster, &request.known, false, arguments).await?;
@@ -416,15 +401,13 @@ impl LeaseStore for RedisStore {
     async fn administer(&self, cluster: &ClusterName, request: &AdminRequest) -> Result<AdminOutcome, StoreError> {
         let (growing, mut arguments) = match request {
             AdminRequest::Put { key, record, expect } => {
-                if record.as_ref().is_some_and(|record| !record.fits(key)) {
-                    return Err(fatal("the record does not fit its key"));
-                }
+                record.as_ref().map(|record| checks::record(key, record, &self.capabilities())).transpose()?;
                 let ttl_max = match record {
                     Some(Record::Settings(settings)) => number(micros_up(settings.session_ttl_max)),
                     _ => Vec::new(),
                 };
                 let doomed = match (key, record) {
-                    (RecordKey::Workload(workload), None) => keys::workload_prefix(workload),
+                    (RecordKey::Workload(workload), None) => workload.as_str().to_owned(),
                     _ => String::new(),
                 };
                 let content = record.as_ref().map(encode::json).transpose()?;
@@ -441,10 +424,7 @@ impl LeaseStore for RedisStore {
                 (record.is_some(), arguments)
             }
             AdminRequest::ForceRelease { slot, token, now } => {
-                if token.get() >= NUMBER_LIMIT {
-                    return Err(token_too_large());
-                }
-                let arguments = vec![b"force".to_vec(), field(slot), number(token.get()), flag(*now)];
+                let arguments = vec![b"force".to_vec(), field(slot), number(token.get().min(NUMBER_LIMIT)), flag(*now)];
                 (false, arguments)
             }
         };

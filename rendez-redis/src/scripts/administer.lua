@@ -1,21 +1,21 @@
 -- ARGV: 8 'put', 9 record's name, 10 whether there is content, 11 content, 12 expected revision (or empty), 13 longest
--- TTL if these are settings (or empty), 14 prefix of the slots to delete (or empty), 15 place in their scan;
+-- TTL if these are settings (or empty), 14 the deleted workload (or empty), 15 place in their scan;
 -- or 8 'force', 9 slot, 10 token, 11 '1' for now.
 
 if ARGV[8] == 'force' then
     local field = ARGV[9]
     local record = call('HGET', SLOTS, field)
     local slot = record and read_slot(record)
-    if (slot and slot.token or 0) ~= tonumber(ARGV[10]) then return { 'REFUSED', finish() } end
-    if not slot or slot.holder == '' then return { 'DONE', false, finish() } end
+    if not slot or slot.token ~= tonumber(ARGV[10]) then return { 'REFUSED', finish() } end
+    if slot.holder == '' then return { 'DONE', false, finish() } end
     if ARGV[11] == '1' then
         local holder = session(slot.holder)
         if holder then count_out(holder, slot.factor, slot.token) end
-        slot.holder, slot.node, slot.freed_at, slot.offer, slot.force = '', '', text(now), '', ''
-    else
-        if slot.force == ARGV[10] then return { 'DONE', false, finish() } end
-        slot.force = ARGV[10]
+        slot.holder, slot.node, slot.freed_at, slot.offer = '', '', text(now), ''
+    elseif slot.force == ARGV[10] then
+        return { 'DONE', false, finish() }
     end
+    slot.force = ARGV[10]
     slot.revision = log('slot' .. SEP .. field)
     call('HSET', SLOTS, field, write_slot(slot))
     hint('*')
@@ -28,6 +28,8 @@ if place == '' then
     local at = record and tonumber(match(record, '^(%d+)\t')) or 0
     if expected and expected ~= at then return { 'REFUSED', finish() } end
     if ARGV[10] == '1' then
+        -- Writing what is there already changes nothing, so that a repeated write has the effect of one.
+        if record and match(record, '^%d+\t(.*)$') == ARGV[11] then return { 'DONE', false, finish() } end
         call('HSET', RECORDS, field, log('record' .. SEP .. field) .. '\t' .. ARGV[11])
         if ARGV[13] ~= '' then
             -- Not below the longest TTL of a session that may still live: the quiet time is counted from it.
@@ -46,15 +48,26 @@ if place == '' then
     if record then
         call('HDEL', RECORDS, field)
         log('record' .. SEP .. field)
-        hint('*')
     end
+    if record or ARGV[14] ~= '' then hint('*') end
     place = '0'
 end
 
--- A workload was deleted: its slots go too, a page a call, but none that a live session holds.
-local prefix = ARGV[14]
-if prefix == '' then return { 'DONE', false, finish() } end
-local page = call('HSCAN', SLOTS, place, 'MATCH', string.gsub(prefix, '[\\*?%[%]]', '\\%0') .. '*', 'COUNT', 500)
+-- A workload was deleted: its slots go too, a page a call, but none that a live session holds, and none at all if a
+-- live session declares the workload itself.
+local workload = ARGV[14]
+if workload == '' then return { 'DONE', false, finish() } end
+if place == '0' then
+    local list = call('HGETALL', SESSIONS)
+    for i = 1, #list, 2 do
+        if #list[i] == 32 and live(list[i]) then
+            local declared = cjson.decode(session(list[i]).info).workloads
+            if declared and declared[workload] then return { 'DONE', false, finish() } end
+        end
+    end
+end
+local pattern = string.gsub(workload .. SEP, '[\\*?%[%]]', '\\%0') .. '*'
+local page = call('HSCAN', SLOTS, place, 'MATCH', pattern, 'COUNT', 500)
 for i = 1, #page[2], 2 do
     local name, slot = page[2][i], read_slot(page[2][i + 1])
     if not live(slot.holder) then

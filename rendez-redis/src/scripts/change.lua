@@ -6,6 +6,10 @@ if not (actor and actor.live) then return { 'LOST', finish() } end
 
 local WIDTH = 8
 local first = 9
+if max(token, now) > LIMIT - 1 - (#ARGV - first + 1) / WIDTH then
+    finish()
+    return { 'TOKEN' }
+end
 
 -- All slots are read at once, and written at once.
 local fields = {}
@@ -25,12 +29,13 @@ local function save(field, checkpoint)
     saved[field] = true
 end
 
-local function refuse_for(slot, node, duration)
+-- Keeps the refusals that have not ended, and adds one for `duration` if that is given.
+local function renew_refusals(slot, node, duration)
     local kept = {}
     for ends, who in string.gmatch(slot.refusals, '\t(%d+) ([^\t]*)') do
         if who ~= node and tonumber(ends) > now then kept[#kept + 1] = { tonumber(ends), who } end
     end
-    kept[#kept + 1] = { now + duration, node }
+    if duration then kept[#kept + 1] = { now + duration, node } end
     while #kept > REFUSALS_MAX do
         local soonest = 1
         for i = 2, #kept do
@@ -44,6 +49,7 @@ local function refuse_for(slot, node, duration)
 end
 
 local function touch(field)
+    if slots[field].refusals ~= '' then renew_refusals(slots[field]) end
     slots[field].revision = log('slot' .. SEP .. field)
     changed[field] = true
 end
@@ -80,9 +86,9 @@ local function mine(slot, wanted)
 end
 
 function kinds.acquire(field, factor, wanted, operation)
+    if quiet() > 0 then return 'quiet' end
     local slot = slots[field]
     if slot and slot.granted_by == operation and slot.holder == id then return end
-    if quiet() > 0 then return 'quiet' end
     if (slot and slot.token or 0) ~= wanted then return 'token' end
     if slot and slot.holder ~= id and live(slot.holder) then return 'held' end
     if not slot then
@@ -100,7 +106,7 @@ function kinds.release(field, factor, wanted, has_checkpoint, checkpoint, durati
     count_out(actor, slot.factor, slot.token)
     slot.holder, slot.node, slot.freed_at, slot.offer, slot.force = '', '', text(now), '', ''
     if has_checkpoint == '1' then save(field, checkpoint) end
-    if duration ~= '' then refuse_for(slot, actor.node, tonumber(duration)) end
+    if duration ~= '' then renew_refusals(slot, actor.node, tonumber(duration)) end
     touch(field)
     hint('*')
 end
@@ -111,7 +117,7 @@ function kinds.offer(field, factor, wanted, operation, to, duration, rest)
     if conflict then return conflict end
     local stands = offer_of(slot)
     if stands and stands.id == operation then return end
-    if not live(to) then return 'receiver_gone' end
+    if to == id or not live(to) then return 'receiver_gone' end
     slot.offer = operation .. ' ' .. to .. ' ' .. text(now + tonumber(duration)) .. ' ' .. rest .. ' 0'
     touch(field)
     hint(to)
@@ -151,15 +157,15 @@ function kinds.refuse(field, factor, wanted, offer, duration)
     if conflict then return conflict end
     local slot = slots[field]
     slot.offer = ''
-    refuse_for(slot, actor.node, tonumber(duration))
+    renew_refusals(slot, actor.node, tonumber(duration))
     touch(field)
     hint(slot.holder)
 end
 
 function kinds.transfer(field, factor, wanted, operation, offer, has_checkpoint, checkpoint)
+    if quiet() > 0 then return 'quiet' end
     local slot = slots[field]
     if slot and slot.granted_by == operation then return end
-    if quiet() > 0 then return 'quiet' end
     local conflict = mine(slot, wanted)
     if conflict then return conflict end
     local stands = offer_of(slot)
@@ -180,24 +186,22 @@ end
 
 function kinds.readopt(field, factor, wanted)
     local slot = slots[field]
-    if wanted == 0 or wanted < (slot and slot.token or 0) then return 'token' end
+    if wanted == 0 or wanted >= LIMIT or wanted < (slot and slot.token or 0) then return 'token' end
     if slot and wanted == slot.token and slot.holder ~= '' and slot.node ~= actor.node then return 'held' end
     if quiet() == 0 or known ~= generation then return 'not_quiet' end
     if slot and wanted == slot.token and slot.holder == id then return end
     if not slot then
         slot = fresh_slot(factor)
-        slot.granted_by = string.rep('0', 32)
         slots[field] = slot
     end
     local previous = slot.holder ~= '' and session(slot.holder)
     if previous then count_out(previous, slot.factor, slot.token) end
     if wanted ~= slot.token then
-        slot.granted_by = string.rep('0', 32)
-        slot.taken_at = text(now)
+        -- No request has granted this token in this generation.
+        slot.granted_by, slot.taken_at, slot.force = string.rep('0', 32), text(now), ''
     end
     slot.token, slot.factor, slot.holder, slot.node = wanted, factor, id, actor.node
-    slot.freed_at, slot.offer, slot.force = '', '', ''
-    if slot.taken_at == '' then slot.taken_at = text(now) end
+    slot.freed_at, slot.offer = '', ''
     token = max(token, wanted)
     count_in(actor, factor, wanted)
     touch(field)
@@ -212,8 +216,6 @@ for at = first, #ARGV, WIDTH do
     outcomes[#outcomes + 1] = slot and write_slot(slot) or false
     outcomes[#outcomes + 1] = slot and slot.holder == id and checkpoints[field] or false
 end
-if token >= LIMIT then return { 'TOKEN' } end
-
 local writes = {}
 for field in pairs(changed) do
     writes[#writes + 1] = field

@@ -1,19 +1,21 @@
--- ARGV: 8 session, 9 since (or empty), 10 most changes, 11 due within, 12 stance and 13 info (or both empty).
+-- ARGV: 8 session, 9 since (or empty), 10 most changes, 11 due within, 12 node and 13 info (or both empty).
 
 local id, since, changes_max = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local s = session(id)
 if not (s and s.live) then return { 'LOST', finish() } end
 
+if ARGV[13] ~= '' and ARGV[12] ~= s.node then
+    finish()
+    return { 'NODE', s.node }
+end
+
 -- First what must happen, then what is only read.
 call('ZADD', EXPIRY, text(now + tonumber(s.ttl)), id)
 if ARGV[13] ~= '' and ARGV[13] ~= s.info then
     s.info, s.dirty = ARGV[13], true
     s.revision = log('session' .. SEP .. id)
-    if s.stance ~= ARGV[12] then
-        s.stance = ARGV[12]
-        hint('*')
-    end
+    hint('*')
 end
 local stamp = { finish() }
 
@@ -28,7 +30,7 @@ if since then
         local found = #members / 2
         if found > changes_max then
             found, more = changes_max, '1'
-            up_to = members[2 * found]
+            up_to = found > 0 and members[2 * found] or text(since)
         end
         for i = 1, found do
             local member = members[2 * i - 1]

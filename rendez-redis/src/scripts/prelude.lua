@@ -10,7 +10,8 @@ local SEP = '\31'
 local LIMIT = 9007199254740992
 local GENERATION_STEP = 1073741824
 local SECOND = 1000000
-local ANCESTORS_MAX = 16
+local ANCESTORS_MAX = 64
+local LONGEST = 24 * 3600 * SECOND
 local REAP_MAX = 100
 local LOG_SPARE = 1000
 local REFUSALS_MAX = 16
@@ -22,7 +23,7 @@ local clock = call('TIME')
 local now = tonumber(clock[1]) * SECOND + tonumber(clock[2])
 
 local meta = call('HMGET', META, 'layout', 'generation', 'revision', 'token', 'quiet_until', 'floor', 'ttl_max',
-    'replid', 'ancestors', 'cold')
+    'replid', 'ancestors', 'cold', 'quiet_from')
 if meta[1] and meta[1] ~= LAYOUT then return { 'LAYOUT', meta[1] } end
 
 local generation = meta[2]
@@ -34,24 +35,25 @@ local ttl_max = tonumber(meta[7]) or 0
 local replid_was = meta[8] or ''
 local ancestors = meta[9] or ''
 local cold = meta[10]
+local quiet_from = tonumber(meta[11]) or 0
 
 local known = ARGV[2]
 local known_token = tonumber(ARGV[3])
 if not known_token or known_token >= LIMIT or token >= LIMIT then return { 'TOKEN' } end
 
--- Sessions: incarnation, ttl, opened_at, opened_by, revision, held count, held digest, stance, node, info.
+-- Sessions: incarnation, ttl, opened_at, opened_by, revision, held count, held digest, node, info.
 
 local function read_session(record)
     local s = {}
-    s.incarnation, s.ttl, s.opened_at, s.opened_by, s.revision, s.count, s.digest, s.stance, s.node, s.info = match(
-        record, '^(%x*)\t(%d*)\t(%d*)\t(%x*)\t(%d*)\t(%d*)\t(%d*)\t([^\t]*)\t([^\t]*)\t(.*)$')
+    s.incarnation, s.ttl, s.opened_at, s.opened_by, s.revision, s.count, s.digest, s.node, s.info = match(record,
+        '^(%x*)\t(%d*)\t(%d*)\t(%x*)\t(%d*)\t(%d*)\t(%d*)\t([^\t]*)\t(.*)$')
     s.count, s.digest = tonumber(s.count), tonumber(s.digest)
     return s
 end
 
 local function write_session(s)
     return concat({ s.incarnation, s.ttl, s.opened_at, s.opened_by, s.revision, text(s.count), text(s.digest),
-        s.stance, s.node, s.info }, '\t')
+        s.node, s.info }, '\t')
 end
 
 -- Slots: token, granted_by, holder, node, taken_at, freed_at, moved_at, offer, force, revision, factor, refusals.
@@ -92,13 +94,15 @@ local function count_out(s, factor, slot_token)
 end
 
 -- The longest TTL that the cluster's settings permit; nothing if there are none.
-local function permitted_ttl(settings)
-    local ok, ttl = pcall(function()
-        local t = cjson.decode(match(settings, '^%d+\t(.*)$')).settings.session_ttl_max
+local function setting(settings, name)
+    local ok, micros = pcall(function()
+        local t = cjson.decode(match(settings, '^%d+\t(.*)$')).settings[name]
         return t.secs * SECOND + math.ceil(t.nanos / 1000)
     end)
-    return ok and ttl or nil
+    return ok and micros or nil
 end
+
+local function permitted_ttl(settings) return setting(settings, 'session_ttl_max') end
 
 -- The generation rule. A generation is written into every key; the mark stands in sorted sets where no query looks.
 
@@ -121,10 +125,12 @@ do
 end
 
 local whole = intact()
-local fresh = not whole and known == '' and call('EXISTS', unpack(KEYS)) == 0
+local foreign = known ~= '' and known ~= generation
+local trace = whole or call('EXISTS', unpack(KEYS)) > 0
+local fresh = not trace and not foreign
 local lost = not fresh and (not whole
     or (replid ~= '' and replid_was ~= '' and replid ~= replid_was)
-    or (known ~= '' and known ~= generation and not string.find(ancestors, known, 1, true)))
+    or (foreign and not string.find(ancestors, known, 1, true)))
 
 -- The first write decides what happens when memory is full: after one that is allowed then, the rest of the script is
 -- allowed too; one that is not ends the script before anything has changed.
@@ -163,23 +169,41 @@ local function mend()
     end
 end
 
+-- How long something from before a loss may still run.
+local function quiet_time()
+    local longest = max(ttl_max, tonumber(ARGV[4]))
+    if longest == 0 then longest = TTL_MAX_UNKNOWN end
+    return math.min(longest, LONGEST) + tonumber(ARGV[5]) + SECOND
+end
+
+local function write_quiet()
+    call('HSET', META, 'quiet_from', text(quiet_from), 'quiet_until', text(quiet_until))
+end
+
+-- Where the clock has gone back behind the beginning of the quiet time, it is counted from there.
+if quiet_until > 0 and now < quiet_from then
+    quiet_until = quiet_until - (quiet_from - now)
+    quiet_from = now
+    write_quiet()
+end
+
 if fresh or lost then
     local before = generation
+    if not trace then cold = '1' end
     if lost then
         if ttl_max == 0 then
             ttl_max = permitted_ttl(call('HGET', RECORDS, 'settings')) or 0
         end
-        if not whole then mend() end
-        local last = call('ZREVRANGE', LOG, 0, 0, 'WITHSCORES')
-        revision = max(revision, last[2] and last[2] ~= '-inf' and tonumber(last[2]) or 0, now)
-        floor = revision
-        token = max(token, known_token, now) + GENERATION_STEP
-        local longest = max(ttl_max, tonumber(ARGV[4]))
-        if longest == 0 then longest = TTL_MAX_UNKNOWN end
-        ttl_max = longest
-        quiet_until = max(quiet_until, now + longest + tonumber(ARGV[5]) + SECOND)
-    else
-        cold = '1'
+        if trace and not whole then
+            mend()
+            -- Deletions are missing in the log, and records may be newer than the revision that is left.
+            local last = call('ZREVRANGE', LOG, 0, 0, 'WITHSCORES')
+            revision = max(revision, last[2] and last[2] ~= '-inf' and tonumber(last[2]) or 0, now)
+            floor = revision
+            call('DEL', LOG)
+        end
+        token = math.min(max(token, known_token) + GENERATION_STEP, LIMIT - 1)
+        quiet_from, quiet_until = now, max(quiet_until, now + quiet_time())
     end
     local list, seen = {}, {}
     for id in string.gmatch((before or '') .. ' ' .. known .. ' ' .. ancestors, '%x+') do
@@ -195,14 +219,19 @@ if fresh or lost then
     end
     call('ZREMRANGEBYSCORE', EXPIRY, '+inf', '+inf')
     call('ZADD', EXPIRY, '+inf', mark(generation))
-    call('DEL', LOG)
+    call('ZREMRANGEBYSCORE', LOG, '-inf', '-inf')
     call('ZADD', LOG, '-inf', mark(generation))
     call('HSET', META, 'layout', LAYOUT, 'generation', generation, 'revision', text(revision), 'token', text(token),
-        'quiet_until', text(quiet_until), 'floor', text(floor), 'ttl_max', text(ttl_max), 'replid', replid,
-        'ancestors', ancestors)
+        'floor', text(floor), 'ttl_max', text(ttl_max), 'replid', replid, 'ancestors', ancestors)
+    write_quiet()
     if cold then call('HSET', META, 'cold', cold) end
-elseif replid ~= '' and replid_was == '' then
-    call('HSET', META, 'replid', replid)
+else
+    if replid ~= '' and replid_was == '' then call('HSET', META, 'replid', replid) end
+    -- A report from before the loss may know of a longer TTL than the store does.
+    if foreign and quiet_until > now and quiet_from + quiet_time() > quiet_until then
+        quiet_until = quiet_from + quiet_time()
+        write_quiet()
+    end
 end
 
 local revision_was, token_was, floor_was = revision, token, floor
