@@ -169,8 +169,8 @@ impl SlotContext {
     /// # Errors
     /// [`CheckpointError`] says whether it may be saved all the same. The runner may go on after
     /// [`CheckpointError::Store`], and must not after [`CheckpointError::LeaseGone`].
-    pub async fn save_checkpoint(&self, checkpoint: impl Into<Bytes>) -> Result<(), CheckpointError> {
-        let checkpoint = within_limit(checkpoint.into())?;
+    pub async fn save_checkpoint(&self, checkpoint: impl AsRef<[u8]> + Send) -> Result<(), CheckpointError> {
+        let checkpoint = within_limit(checkpoint.as_ref())?;
         if self.check().is_err() {
             return Err(CheckpointError::LeaseGone);
         }
@@ -186,18 +186,19 @@ impl SlotContext {
     ///
     /// # Errors
     /// [`CheckpointError::TooLarge`]; what was left before stays.
-    pub fn leave_checkpoint(&self, checkpoint: impl Into<Bytes>) -> Result<(), CheckpointError> {
-        self.0.lease.leave(within_limit(checkpoint.into())?);
+    pub fn leave_checkpoint(&self, checkpoint: impl AsRef<[u8]>) -> Result<(), CheckpointError> {
+        self.0.lease.leave(within_limit(checkpoint.as_ref())?);
         Ok(())
     }
 }
 
-fn within_limit(checkpoint: Bytes) -> Result<Bytes, CheckpointError> {
+/// A copy of its own, so that no destructor of the program's runs in the driver.
+fn within_limit(checkpoint: &[u8]) -> Result<Bytes, CheckpointError> {
     let bytes = checkpoint.len();
     if bytes > CHECKPOINT_BYTES_MAX {
         return Err(CheckpointError::TooLarge { bytes });
     }
-    Ok(checkpoint)
+    Ok(Bytes::copy_from_slice(checkpoint))
 }
 
 impl fmt::Debug for SlotContext {

@@ -223,10 +223,7 @@ impl Driver {
     async fn live(mut self) {
         // Dropped with the runtime, or by a panic on the way out, it still says that the node is gone.
         let last_word = LastWord(self.published.clone());
-        let end = match AssertUnwindSafe(self.drive()).catch_unwind().await {
-            Ok(end) => end,
-            Err(panic) => End::Panicked(panic_text(&*panic)),
-        };
+        let end = caught(self.drive()).await;
         self.wind_down(end).await;
         drop(self);
         drop(last_word);
@@ -534,6 +531,14 @@ impl Driver {
             }
             self.publish_owned();
         }
+    }
+}
+
+/// Drives on; a panic is an end like others.
+async fn caught(drive: impl Future<Output = End>) -> End {
+    match AssertUnwindSafe(drive).catch_unwind().await {
+        Ok(end) => end,
+        Err(panic) => End::Panicked(panic_text(&*panic)),
     }
 }
 

@@ -1,0 +1,11 @@
+//! The driver with real runners, a real clock and a store that can be made to misbehave.
+//!
+//! Nothing here asserts how long anything takes: tests wait for what must come, for a generous time.
+
+mod handle;
+mod life;
+mod runners;
+mod start;
+mod store;
+mod support;
+mod trouble;
