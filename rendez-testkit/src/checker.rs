@@ -21,7 +21,8 @@ use crate::records::{Record, RecordKind};
 /// ```
 /// use rendez_testkit::checker::Checker;
 /// let mut checker = Checker::new();
-/// checker.read("a.log", "begin inbox/0 1 a 10 100\nend inbox/0 1 a 10 200\nbegin inbox/0 2 b 11 199\n");
+/// checker.read("a.log", "begin inbox/0 1 a 10 100\nend inbox/0 1 a 10 200\n");
+/// checker.read("b.log", "begin inbox/0 2 b 11 199\nalive inbox/0 2 b 11 250\n");
 /// let report = checker.finish();
 /// assert!(!report.is_good());
 /// assert!(report.violations[0].to_string().contains("overlap by at least 1ns"));

@@ -126,6 +126,23 @@ pub(crate) fn log_tail(log: &Path) -> String {
 mod tests {
     use super::*;
 
+    /// Compiling it is the test: everything can be awaited in a task of its own.
+    #[allow(dead_code)]
+    fn futures_are_send(server: &mut RedisServer, set: &mut RedisSentinelSet, cluster: &RedisCluster) {
+        fn is_send<T: Send>(_: T) {}
+        is_send(RedisServer::builder().start());
+        is_send(RedisSentinelSet::builder().start());
+        is_send(RedisCluster::builder().start());
+        is_send(server.restart(Restart::Empty));
+        is_send(server.start_replica());
+        is_send(server.info("role"));
+        is_send(set.wait_ready());
+        is_send(set.wait_for_failover(0));
+        is_send(set.sentinels[0].restart());
+        is_send(cluster.wait_ready());
+        is_send(cluster.wait_for_failover("key", 0));
+    }
+
     #[test]
     fn a_missing_program_is_an_error_with_the_line_to_type() {
         let error = find_program("redis-server-that-nobody-has", INSTALL_REDIS).unwrap_err().to_string();

@@ -54,10 +54,16 @@ async fn servers_die_with_a_killed_test_process_also_when_stopped() {
     let lines: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
     let pid: u32 = lines[1].parse().unwrap();
     assert!(lives(pid));
+    let data = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    assert!(data.ends_with("data") && data.is_dir());
     assert!(Command::new("kill").args(["-STOP", &lines[1]]).status().unwrap().success());
     holder.kill().unwrap();
     holder.wait().unwrap();
     wait_until("the server to die", READY_BOUND, async || if lives(pid) { Err("it lives") } else { Ok(()) })
+        .await
+        .unwrap();
+    let folder = data.parent().unwrap();
+    wait_until("its folder to go", READY_BOUND, async || if folder.exists() { Err("it is there") } else { Ok(()) })
         .await
         .unwrap();
 }

@@ -7,14 +7,17 @@ pub(crate) fn test(arguments: &[&str]) -> Result<(), Failure> {
     servers::ensure()?;
     let tests = ["--workspace", "--all-features"];
     // Documentation tests first: the runner of the others cannot run them, and its summary is to come last.
-    run::step(run::cargo(&[&["test", "--doc", "--quiet"], &tests[..]].concat()))?;
+    // Should they fail, the others are run all the same: one run shows everything.
+    let documentation = run::step(run::cargo(&[&["test", "--doc", "--quiet"], &tests[..]].concat()));
     if run::succeeds(&mut run::cargo(&["nextest", "--version"])) {
-        return run::step(run::cargo(&[&["nextest", "run"], &tests[..], arguments].concat()));
+        run::step(run::cargo(&[&["nextest", "run"], &tests[..], arguments].concat()))?;
+    } else {
+        eprintln!(
+            "xtask: cargo-nextest is not installed; `cargo test` runs the same tests, one program after the other.\n\
+             To get it, type `cargo install cargo-nextest --locked` (it builds for some minutes)."
+        );
+        let targets = ["--lib", "--bins", "--tests", "--examples"];
+        run::step(run::cargo(&[&["test", "--no-fail-fast"], &tests[..], &targets[..], arguments].concat()))?;
     }
-    eprintln!(
-        "xtask: cargo-nextest is not installed; `cargo test` runs the same tests, one program after the other.\n\
-         To get it, type `cargo install cargo-nextest --locked` (it builds for some minutes)."
-    );
-    let targets = ["--lib", "--bins", "--tests", "--examples"];
-    run::step(run::cargo(&[&["test", "--no-fail-fast"], &tests[..], &targets[..], arguments].concat()))
+    documentation
 }

@@ -5,15 +5,23 @@
 use std::process::ExitCode;
 
 use rendez_testkit::servers::{RedisCluster, RedisSentinelSet, RedisServer, ServerError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let done = match words[..] {
-        ["redis"] => redis().await,
-        ["redis-sentinel"] => redis_sentinel().await,
-        ["redis-cluster"] => redis_cluster().await,
+    // Before anything runs, so that no signal finds servers and no handler.
+    let (interrupt, terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+        (Err(error), _) | (_, Err(error)) => {
+            eprintln!("rendez-servers: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["redis"] => redis(interrupt, terminate).await,
+        ["redis-sentinel"] => redis_sentinel(interrupt, terminate).await,
+        ["redis-cluster"] => redis_cluster(interrupt, terminate).await,
         _ => {
             eprintln!("usage: rendez-servers redis | redis-sentinel | redis-cluster");
             return ExitCode::from(2);
@@ -28,24 +36,24 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn redis() -> Result<(), ServerError> {
+async fn redis(interrupt: Signal, terminate: Signal) -> Result<(), ServerError> {
     let server = RedisServer::builder().start().await?;
     show(&server.url(), std::slice::from_ref(&server))?;
-    until_asked().await;
+    either(interrupt, terminate).await;
     Ok(())
 }
 
-async fn redis_sentinel() -> Result<(), ServerError> {
+async fn redis_sentinel(interrupt: Signal, terminate: Signal) -> Result<(), ServerError> {
     let set = RedisSentinelSet::builder().start().await?;
     show(&set.url(), &set.servers)?;
-    until_asked().await;
+    either(interrupt, terminate).await;
     Ok(())
 }
 
-async fn redis_cluster() -> Result<(), ServerError> {
+async fn redis_cluster(interrupt: Signal, terminate: Signal) -> Result<(), ServerError> {
     let cluster = RedisCluster::builder().start().await?;
     show(&cluster.url(), &cluster.servers)?;
-    until_asked().await;
+    either(interrupt, terminate).await;
     Ok(())
 }
 
@@ -58,16 +66,9 @@ fn show(url: &str, servers: &[RedisServer]) -> Result<(), ServerError> {
     Ok(())
 }
 
-async fn until_asked() {
-    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    let terminated = async {
-        match terminate {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
+async fn either(mut one: Signal, mut other: Signal) {
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+        _ = one.recv() => {}
+        _ = other.recv() => {}
     }
 }

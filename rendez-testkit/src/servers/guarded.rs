@@ -19,9 +19,14 @@ use super::ServerError;
 /// process says that the server is dead already and that its id may belong to somebody else.
 const WATCHED: &str = r#"
 exec 3<&0 </dev/null
-( ( trap '' HUP INT TERM; read -r _ <&3 || kill -9 $$ ) >/dev/null 2>&1 & )
+folder=$1
+shift
+( ( trap '' HUP INT TERM; read -r _ <&3 || { kill -9 $$; rm -rf -- "$folder"; } ) >/dev/null 2>&1 & )
 exec "$@" 3<&-
 "#;
+
+/// The file in a server's folder that holds what it printed.
+pub(super) const LOG: &str = "log";
 
 /// A running server process, killed at the latest with this process.
 #[derive(Debug)]
@@ -31,20 +36,22 @@ pub struct GuardedProcess {
 }
 
 impl GuardedProcess {
-    /// Starts a command; what it prints is appended to `log`.
+    /// Starts a command with a folder of its own; what it prints is appended to the file `log` in there.
     ///
-    /// Program, arguments, environment and folder of `command` are used; its standard streams are not.
+    /// The folder must be a throw-away: should this process be killed, so that nobody can clean up, it is removed
+    /// with all that is in it. Otherwise it is left alone. Program, arguments, environment and folder of `command` are used; its standard streams are not.
     ///
     /// # Errors
     /// [`ServerError::Io`] if the log cannot be written or no process started. A program that does not exist
     /// ends at once instead, with the reason in the log.
-    pub fn spawn(command: &Command, log: &Path) -> Result<Self, ServerError> {
+    pub fn spawn(command: &Command, folder: &Path) -> Result<Self, ServerError> {
+        let log = folder.join(LOG);
         let name = command.get_program().to_string_lossy().into_owned();
-        let out = OpenOptions::new().create(true).append(true).open(log);
+        let out = OpenOptions::new().create(true).append(true).open(&log);
         let out = out.map_err(ServerError::io(format!("open {}", log.display())))?;
         let err = out.try_clone().map_err(ServerError::io(format!("open {}", log.display())))?;
         let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", WATCHED, "watched"]).arg(command.get_program()).args(command.get_args());
+        shell.args(["-c", WATCHED, "watched"]).arg(folder).arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
             match value {
                 Some(value) => shell.env(key, value),

@@ -8,11 +8,11 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::guarded::GuardedProcess;
+use super::guarded::{GuardedProcess, LOG};
 use super::port::PortLease;
 use super::resp::{RespClient, RespValue};
 use super::tls::TlsFiles;
-use super::wait::{READY_BOUND, wait_until};
+use super::wait::{Patience, READY_BOUND, wait_until};
 use super::{INSTALL_REDIS, ServerError, find_program, log_tail};
 
 const URL_VARIABLE: &str = "RENDEZ_TEST_REDIS_URL";
@@ -92,9 +92,13 @@ impl RedisServer {
     /// # Errors
     /// [`ServerError`] says what is missing or what the server logged.
     pub async fn start() -> Result<Self, ServerError> {
-        match std::env::var(URL_VARIABLE) {
-            Ok(url) if !url.is_empty() => Ok(Self { place: Place::External { url } }),
-            Ok(_) | Err(_) => Self::builder().start().await,
+        Self::at(std::env::var(URL_VARIABLE).ok()).await
+    }
+
+    async fn at(url: Option<String>) -> Result<Self, ServerError> {
+        match url {
+            Some(url) if !url.is_empty() => Ok(Self { place: Place::External { url } }),
+            Some(_) | None => Self::builder().start().await,
         }
     }
 
@@ -412,28 +416,30 @@ impl Own {
     }
 
     async fn wait_ready(&mut self) -> Result<(), ServerError> {
-        let log = self.folder.path().join("log");
-        let ended = wait_until("a Redis server to answer", READY_BOUND, async || {
+        let log = self.folder.path().join(LOG);
+        let mut patience = Patience::new("a Redis server to answer", READY_BOUND);
+        loop {
             // An answer without a live process would be some other server's.
-            match self.process.exit_status() {
-                Ok(None) => {}
-                Ok(Some(_)) => return Ok(true),
-                Err(error) => return Err(error.to_string()),
+            if self.process.exit_status()?.is_some() {
+                return Err(ServerError::Ended { server: "a Redis server".to_owned(), log: log_tail(&log) });
             }
-            let answer = async { self.control().await?.command(&["PING"]).await };
-            answer.await.map(|_| false).map_err(|error| format!("{error}; its log:\n{}", log_tail(&log)))
-        });
-        if ended.await? {
-            return Err(ServerError::Ended { server: "a Redis server".to_owned(), log: log_tail(&log) });
+            let error = match self.ping().await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            patience.pause(format!("{error}; its log:\n{}", log_tail(&log))).await?;
         }
-        Ok(())
+    }
+
+    async fn ping(&self) -> Result<RespValue, ServerError> {
+        self.control().await?.command(&["PING"]).await
     }
 }
 
 fn spawn(folder: &Path) -> Result<GuardedProcess, ServerError> {
     let mut command = Command::new(find_program("redis-server", INSTALL_REDIS)?);
     command.arg(folder.join("redis.conf"));
-    GuardedProcess::spawn(&command, &folder.join("log"))
+    GuardedProcess::spawn(&command, folder)
 }
 
 fn wipe(data: &Path) -> Result<(), ServerError> {
@@ -467,4 +473,25 @@ fn url_part(part: &str) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_of_the_environment_has_its_url_and_is_left_alone() {
+        let mut server = RedisServer::at(Some("redis://elsewhere:1".to_owned())).await.unwrap();
+        assert_eq!(server.url(), "redis://elsewhere:1");
+        for refused in [server.stop(), server.kill(), server.restart(Restart::Empty).await] {
+            assert!(refused.unwrap_err().to_string().contains(URL_VARIABLE));
+        }
+    }
+
+    #[tokio::test]
+    async fn without_one_an_own_server_is_started() {
+        for unset in [None, Some(String::new())] {
+            assert!(RedisServer::at(unset).await.unwrap().process_id().is_ok());
+        }
+    }
 }

@@ -6,11 +6,11 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::guarded::GuardedProcess;
+use super::guarded::{GuardedProcess, LOG};
 use super::port::PortLease;
 use super::redis::{HARNESS_USER, RedisServer, RedisServerBuilder};
 use super::resp::{RespClient, RespValue};
-use super::wait::{READY_BOUND, wait_until};
+use super::wait::{Patience, READY_BOUND, wait_until};
 use super::{INSTALL_REDIS, ServerError, find_program, log_tail};
 
 const SENTINELS: usize = 3;
@@ -268,25 +268,24 @@ impl Sentinel {
     fn spawn(folder: &TempDir) -> Result<GuardedProcess, ServerError> {
         let mut command = Command::new(find_program("redis-server", INSTALL_REDIS)?);
         command.arg(folder.path().join("sentinel.conf")).arg("--sentinel");
-        GuardedProcess::spawn(&command, &folder.path().join("log"))
+        GuardedProcess::spawn(&command, folder.path())
     }
 
     fn log(&self) -> String {
-        log_tail(&self.folder.path().join("log"))
+        log_tail(&self.folder.path().join(LOG))
     }
 
     async fn wait_ready(&mut self) -> Result<(), ServerError> {
-        let ended = wait_until("a Sentinel to answer", READY_BOUND, async || {
-            match self.process.exit_status() {
-                Ok(None) => {}
-                Ok(Some(_)) => return Ok(true),
-                Err(error) => return Err(error.to_string()),
+        let mut patience = Patience::new("a Sentinel to answer", READY_BOUND);
+        loop {
+            if self.process.exit_status()?.is_some() {
+                return Err(ServerError::Ended { server: "a Sentinel".to_owned(), log: self.log() });
             }
-            self.command(&["PING"]).await.map(|_| false).map_err(|error| format!("{error}; its log:\n{}", self.log()))
-        });
-        if ended.await? {
-            return Err(ServerError::Ended { server: "a Sentinel".to_owned(), log: self.log() });
+            let error = match self.command(&["PING"]).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            patience.pause(format!("{error}; its log:\n{}", self.log())).await?;
         }
-        Ok(())
     }
 }
