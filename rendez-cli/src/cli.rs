@@ -7,7 +7,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::agent::{self, AgentArgs};
 use crate::exit::finish;
-use crate::guardian;
+use crate::status::{self, StatusArgs};
+use crate::{demo, guardian};
 
 /// Runs each slot of work in exactly one place, through leases in a store
 #[derive(Debug, Parser)]
@@ -23,6 +24,10 @@ const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failure, 2 usage, 3 store, 4 nod
 enum Command {
     /// Take part in a cluster, and run one child process for each slot that this node owns
     Agent(Box<AgentArgs>),
+    /// Say who is there, who runs what, and why where that is not as it should be
+    Status(StatusArgs),
+    /// Show in a few seconds what this is about: nodes start, die, join and leave, and no slot ever runs twice
+    Demo,
     /// Guards the children of an agent
     #[command(hide = true)]
     Guardian,
@@ -44,6 +49,8 @@ pub(crate) fn main() -> ExitCode {
             log_to_stderr();
             finish(agent::agent(*args))
         }
+        Command::Status(args) => finish(status::status(&args)),
+        Command::Demo => finish(demo::demo()),
         Command::Guardian => helper("guardian", guardian::guardian()),
         Command::Keeper { name } => helper(&format!("keeper of {name}"), guardian::keeper()),
         Command::ExecChild(args) => guardian::exec_child(&args),

@@ -2,8 +2,11 @@
 
 mod agent;
 mod cli;
+mod demo;
+mod duration;
 mod exit;
 mod guardian;
+mod status;
 mod store_url;
 
 fn main() -> std::process::ExitCode {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use rendez::{ClusterName, DynamicWorkloads, EngineConfig, NodeId, Timing, WorkloadName, ZoneName};
 use rendez_core::UNITS_MAX;
 
@@ -41,25 +40,25 @@ pub(crate) struct AgentArgs {
     #[arg(long)]
     capacity: Option<u32>,
     /// After this time without a heartbeat the node counts as dead
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::duration::parse)]
     session_ttl: Duration,
     /// From one heartbeat to the next; a fifth of the session TTL unless given
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::duration::parse)]
     heartbeat_interval: Option<Duration>,
     /// When a request to the store counts as unanswered; a twentieth of the session TTL, 500ms at most, unless given
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::duration::parse)]
     operation_timeout: Option<Duration>,
     /// How long a child may take to end after SIGTERM; three tenths of the session TTL unless given
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::duration::parse)]
     stop_budget: Option<Duration>,
     /// How long this host may be paused without harm; a tenth of the session TTL unless given
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::duration::parse)]
     pause_allowance: Option<Duration>,
     /// How long handing everything over may take at the end
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::duration::parse)]
     drain_timeout: Duration,
     /// How long to wait for the store at the start
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::duration::parse)]
     connect_timeout: Duration,
     /// Give up at once if another process has this node's name, instead of waiting for its end
     #[arg(long)]
@@ -145,13 +144,6 @@ fn host_name() -> Option<NodeId> {
     NodeId::new(rustix::system::uname().nodename().to_str().ok()?).ok()
 }
 
-/// `500ms`, `10s`, `1m 30s`; more than nothing.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time: write for example 500ms, 10s or \"1m 30s\"");
-    let duration: SignedDuration = text.parse().map_err(|_| wrong())?;
-    Duration::try_from(duration).ok().filter(|duration| !duration.is_zero()).ok_or_else(wrong)
-}
-
 fn parse_workload(text: &str) -> Result<(WorkloadName, u32), String> {
     let (name, units) =
         text.rsplit_once('=').ok_or_else(|| "write NAME=UNITS, for example inbox=12".to_owned())?;
@@ -184,15 +176,6 @@ mod tests {
         assert_eq!(parse_workload("a=b=1").unwrap().0.as_str(), "a=b");
         for text in ["x=0", "x=-1", "x=99999999999", "x=99999999999999999999999", "x", "=3", "x=", "x=1.5", "x= 1"] {
             assert!(parse_workload(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn times_are_read_and_nonsense_is_refused() {
-        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_duration("1m 30s"), Ok(Duration::from_secs(90)));
-        for text in ["", "10", "-1s", "0s", "x"] {
-            assert!(parse_duration(text).is_err(), "{text}");
         }
     }
 }

@@ -15,15 +15,14 @@ use crate::processes::{PATIENCE, boot_ns, parent_of, pids_in, runs, signal, wait
 const STOP_LEAD: Duration = Duration::from_millis(1500);
 const KILL_LEAD: Duration = Duration::from_millis(700);
 
-/// Ignores `SIGTERM`, and leaves a process behind that forked twice in a session of its own, without environment.
+/// Ignores `SIGTERM`, and leaves two processes behind that forked twice in sessions of their own, one of them without
+/// environment.
 const STUBBORN: &str = r#"
 trap '' TERM
 echo $$ >> "$PIDS"
-env -i setsid sh -c 'trap "" TERM; (echo $$; while :; do sleep 0.05; done) & exit 0' >> "$PIDS"
-env -i PIDS="$PIDS" setsid sh -c '
-    trap "" TERM
-    sh -c "echo \$\$ >> $PIDS; while :; do sleep 0.05; done" &
-    exit 0'
+leave='sh -c "echo \$\$ >> $PIDS; while :; do sleep 0.05; done" & exit 0'
+setsid sh -c "$leave"
+env -i PIDS="$PIDS" PATH="$PATH" setsid sh -c "$leave"
 while :; do sleep 0.05; done
 "#;
 
@@ -111,6 +110,9 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.says.shutdown(std::net::Shutdown::Both);
+        if self.guardian.try_wait().is_ok_and(|end| end.is_none()) {
+            signal(self.guardian_pid(), Signal::CONT);
+        }
         let _ = self.guardian.wait();
     }
 }
