@@ -228,6 +228,8 @@ fn slots(view: &mut ClusterView) -> Vec<(Slot, SlotStatus)> {
                     Some(Cause::Pin) => format!("it goes to {desired}, to which it is pinned"),
                     Some(Cause::Rule) => format!("it goes to {desired}: its holder may not run it any more"),
                     Some(Cause::Cap) => format!("it goes to {desired}: its holder is over a cap"),
+                    // The cause is newer than this crate.
+                    Some(_) => format!("it goes to {desired}"),
                 }),
             };
             let status = SlotStatus {

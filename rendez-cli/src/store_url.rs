@@ -43,7 +43,7 @@ impl FromStr for StoreUrl {
 #[group(required = true, multiple = false)]
 pub(crate) struct StoreArgs {
     /// The store, for example redis://127.0.0.1:6379
-    #[arg(long, value_name = "URL", hide_env_values = true, value_parser = parse_hiding)]
+    #[arg(long, value_name = "URL", value_parser = parse_hiding)]
     store: Option<StoreUrl>,
     /// A file with the store's URL, so that a password in it does not stand in the process list
     #[arg(long, value_name = "PATH")]
