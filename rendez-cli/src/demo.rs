@@ -33,28 +33,27 @@ pub(crate) fn demo() -> Result<(), Failure> {
 async fn play() -> Result<(), Failure> {
     let slots: u32 = WORKLOADS.iter().map(|(_, units)| units).sum();
     let stage = Stage { store: MemoryStore::new(), runs: Runs::default() };
-    println!("Work that must run in exactly one place at a time: 8 units of inbox, 2 of cron.");
+    let work: Vec<String> = WORKLOADS.iter().map(|(name, units)| format!("{units} units of {name}")).collect();
+    println!("Work of which each unit must run in exactly one place at a time: {}.", work.join(", "));
     println!("Three nodes share it through leases in a store (here: in memory). Session TTL: {SESSION_TTL:?}.\n");
 
     println!("Nodes anna, ben and cora start.");
-    let anna = stage.start("anna").await?;
-    let ben = stage.start("ben").await?;
-    let cora = stage.start("cora").await?;
+    let (anna, ben, cora) = tokio::try_join!(stage.start("anna"), stage.start("ben"), stage.start("cora"))?;
     stage.settle(slots, &["anna", "ben", "cora"]).await?;
 
-    println!("\nben dies without a word. His slots wait for his session to end, at most {SESSION_TTL:?}.");
+    println!("\nben dies without a word. His slots are taken when his session ends, {SESSION_TTL:?} after his last heartbeat.");
     drop(ben);
     stage.settle(slots, &["anna", "cora"]).await?;
 
-    println!("\ndave joins. The others hand him his part, one slot at a time, without a fight.");
+    println!("\ndave joins. The others hand him his part: each slot stops there before it starts here.");
     let dave = stage.start("dave").await?;
     stage.settle(slots, &["anna", "cora", "dave"]).await?;
 
-    println!("\nanna shuts down. She hands everything over before she goes.");
+    println!("\nanna shuts down. What she runs is handed over before she goes.");
     anna.shutdown().await.map_err(|error| Failure::new(Exit::Failure, error))?;
     stage.settle(slots, &["cora", "dave"]).await?;
 
-    println!("\nEverybody goes home.");
+    println!("\nThe others shut down too.");
     let (one, two) = tokio::join!(cora.shutdown(), dave.shutdown());
     one.and(two).map_err(|error| Failure::new(Exit::Failure, error))?;
     stage.judge()
