@@ -6,6 +6,7 @@
 mod child;
 mod command;
 mod options;
+mod tell;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +65,7 @@ async fn start(plan: &Plan, guardian: &Guardian) -> Result<Handle, Failure> {
     let begin = Instant::now();
     let store = plan.store.connect(plan.connect_timeout, plan.engine.timing.operation_timeout).await?;
     let left = plan.connect_timeout.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));
-    let killer = guardian.clone();
+    let (killer, node) = (guardian.clone(), plan.node.clone());
     let mut builder = Coordinator::builder()
         .shared_store(store)
         .cluster(&plan.cluster)
@@ -73,6 +74,7 @@ async fn start(plan: &Plan, guardian: &Guardian) -> Result<Handle, Failure> {
         .weight(plan.weight)
         .dynamic_workloads(plan.dynamic.clone())
         .connect_timeout(left)
+        .on_event(move |event| tell::tell(&node, event))
         .overrun_policy(OverrunPolicy::call(move |slot, _| {
             tracing::error!(%slot, "its child outlives its lease: killing the guardian and all children");
             killer.kill_guardian();

@@ -206,6 +206,7 @@ async fn read(
 ) {
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
+    let mut folder = None;
     loop {
         line.clear();
         match (&mut reader).take(LINE_BYTES_MAX as u64).read_line(&mut line).await {
@@ -214,7 +215,8 @@ async fn read(
         }
         let Ok(report) = serde_json::from_str(&line) else { break };
         match report {
-            Report::Ready | Report::Started { .. } => {}
+            Report::Ready { folder: place } => folder = Some(place),
+            Report::Started { .. } => {}
             Report::Ended { child, end } => {
                 let waiting = locked(&children).waiting.remove(&child);
                 if let Some(waiting) = waiting {
@@ -225,6 +227,10 @@ async fn read(
     }
     let aftermath = tokio::task::spawn_blocking(move || clean_up_after(guardian)).await;
     let aftermath = aftermath.unwrap_or(Aftermath::Uncertain);
+    if let Some(folder) = folder {
+        // There, if the guardian was killed.
+        let _ = std::fs::remove_dir_all(folder);
+    }
     let mut children = locked(&children);
     gone.send_replace(Some(aftermath));
     for (_, waiting) in std::mem::take(&mut children.waiting) {

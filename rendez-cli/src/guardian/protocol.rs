@@ -73,7 +73,10 @@ pub(crate) struct Start {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
     /// The guardian is there.
-    Ready,
+    Ready {
+        /// Where it keeps deadline files, for whoever cleans up after it.
+        folder: std::path::PathBuf,
+    },
     /// A child's command was started.
     Started { child: ChildId, pid: u32 },
     /// A child and everything that it has started are gone.

@@ -49,7 +49,7 @@ pub(crate) fn guardian() -> io::Result<()> {
         strays: None,
         agent_gone: false,
     };
-    guardian.agent.say(&Report::Ready);
+    guardian.agent.say(&Report::Ready { folder: guardian.folder.path().to_owned() });
     guardian.keep()?;
     // Only here, after `ECHILD`: nothing of any child is left.
     let Guardian { hello, session, folder, .. } = guardian;

@@ -78,10 +78,8 @@ impl<In: DeserializeOwned, Out: Serialize> Wire<In, Out> {
                 Ok(count) => drop(self.outgoing.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.ended = true;
-                    self.outgoing.clear();
-                }
+                // Nobody listens any more. What was said before that may still be unheard: the end is told by `hear`.
+                Err(_) => self.outgoing.clear(),
             }
         }
     }
@@ -125,6 +123,19 @@ mod tests {
         assert_eq!(heard, ["one\ntwo".to_owned(), long]);
         drop(left);
         assert!(right.hear().is_empty() && right.ended());
+    }
+
+    #[test]
+    fn last_words_are_heard_though_nobody_listens_any_more() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let mut left: Wire<String, String> = Wire::new(left).unwrap();
+        let mut right: Wire<String, String> = Wire::new(right).unwrap();
+        right.say(&"never read".to_owned());
+        left.say(&"farewell".to_owned());
+        drop(left);
+        right.say(&"too late".to_owned());
+        assert_eq!(right.hear(), ["farewell"]);
+        assert!(right.ended() && !right.has_more_to_say());
     }
 
     #[test]

@@ -36,18 +36,28 @@ struct Agent {
 impl Agent {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let output = File::create(folder.path().join("out")).unwrap();
+        Self::build(folder, Stdio::from(output))
+    }
+
+    fn with_output(output: Stdio) -> Self {
+        Self::build(tempfile::tempdir().unwrap(), output)
+    }
+
+    fn build(folder: tempfile::TempDir, output: Stdio) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         let guardian = Command::new(env!("CARGO_BIN_EXE_rendez"))
             .arg("guardian")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(File::create(folder.path().join("out")).unwrap())
+            .stdout(output)
             .stderr(File::create(folder.path().join("err")).unwrap())
             .spawn()
             .unwrap();
         let hears = BufReader::new(ours.try_clone().unwrap());
         let mut agent = Self { guardian, says: ours, hears, folder };
-        assert_eq!(agent.hear(), json!("ready"));
+        let ready = agent.hear();
+        assert!(ready["ready"]["folder"].is_string(), "{ready}");
         agent.say(json!({"hello": {
             "cluster": "c",
             "stop_lead_ns": STOP_LEAD.as_nanos() as u64,
@@ -318,4 +328,29 @@ fn signals_for_the_agent_do_not_reach_guardian_and_keepers() {
     assert_eq!(agent.hear_end(1), json!("terminated"));
     // Nor are they ignored by the command, which died of one of them.
     assert!(!runs(child));
+}
+
+#[test]
+fn a_place_that_takes_no_output_holds_nothing_up() {
+    // Nobody reads what the children say.
+    let (full, _unread) = UnixStream::pair().unwrap();
+    let mut agent = Agent::with_output(Stdio::from(OwnedFd::from(full)));
+    let child = agent.start(1, "trap '' TERM; while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done", far());
+    std::thread::sleep(Duration::from_secs(1));
+    agent.say(json!({"stop": {"child": 1, "kill_at_ns": in_(Duration::from_millis(100))}}));
+    assert_eq!(agent.hear_end(1), json!({"killed": {"at_deadline": false}}));
+    assert!(!runs(child));
+}
+
+#[test]
+fn the_command_dies_with_guardian_and_keeper_killed_at_once() {
+    let mut agent = Agent::new();
+    let child = agent.start(1, "trap '' TERM; while :; do sleep 0.05; done", far());
+    let keeper = parent_of(child);
+    // Frozen first, so that neither can do anything about the other's end.
+    signal(agent.guardian_pid(), Signal::STOP);
+    signal(keeper, Signal::STOP);
+    agent.guardian.kill().unwrap();
+    signal(keeper, Signal::KILL);
+    all_gone(&[child]);
 }
