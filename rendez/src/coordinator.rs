@@ -23,7 +23,6 @@ pub struct Coordinator;
 
 impl Coordinator {
     /// Begins a node.
-    #[must_use]
     pub fn builder() -> CoordinatorBuilder {
         CoordinatorBuilder {
             store: None,
@@ -276,8 +275,9 @@ impl CoordinatorBuilder {
     /// [`Event::NodeIdInUse`] says so), unless [`give_up_if_in_use`](Self::give_up_if_in_use) is set. Cancelling it
     /// ends the node; a session that was opened meanwhile ends with its TTL.
     ///
-    /// Needs a tokio runtime with its time driver; a current-thread one will do, as long as no runner blocks it: there
-    /// a blocked thread also keeps the node from its heartbeats and its deadlines.
+    /// Needs a tokio runtime with its time driver; a current-thread one will do, as long as no runner blocks it: a
+    /// blocked runtime sends no heartbeats. A thread of its own watches that, and applies the
+    /// [`overrun_policy`](Self::overrun_policy) if runners go on after their deadlines because of it.
     ///
     /// # Errors
     /// [`StartError`]. What concerns this builder is told before the store is touched.

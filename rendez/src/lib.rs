@@ -5,6 +5,7 @@
 //! tasks. It decides nothing itself.
 
 mod clock;
+mod config;
 mod context;
 mod coordinator;
 mod driver;
@@ -18,6 +19,7 @@ mod runner;
 pub use rendez_core as core;
 
 pub use clock::boot_time;
+pub use config::{Config, ConfigError, ConfigProblem, ENVIRONMENT_PREFIX, Place, ResolvedConfig};
 pub use context::SlotContext;
 pub use coordinator::{Coordinator, CoordinatorBuilder, StartError};
 pub use handle::{CommandError, DriverError, EVENTS_KEPT, Events, Handle, Owned, Told};
@@ -27,7 +29,7 @@ pub use metrics::{
     EVENTS_TOTAL, METRICS, Measurement, Metric, MetricKind, Metrics, NoMetrics, RUNNER_SECONDS, RUNNER_STOP_SECONDS,
     SLOTS_RUNNING, STORE_CALL_SECONDS, WAKE_LATENESS_SECONDS, WATCH_OPENINGS_TOTAL,
 };
-pub use policy::{EXIT_CODE_OVERRUN, OverrunPolicy};
+pub use policy::{EXIT_CODE_OVERRUN, OverrunHook, OverrunPolicy};
 pub use rendez_core::{
     Capabilities, CheckpointError, ClusterName, ClusterSettings, Declared, DynamicWorkloads, EngineConfig, ErrorKind,
     Event, FencingToken, Incarnation, LeaseStore, NodeId, RunnerEnd, SessionId, Slot, StopReason, StoppedReason,

@@ -20,10 +20,13 @@ pub enum OverrunPolicy {
     /// Only report it, as an event and in the log. **Two nodes may then run the slot at the same time**; choose it
     /// where every sink checks fencing tokens.
     Report,
-    /// Call this instead, once for each such runner; it must make sure that the runner is gone (kill its child
-    /// process). Called on the driver's own task: it must not block.
-    Call(Arc<dyn Fn(&Slot, FencingToken) + Send + Sync>),
+    /// Call this instead, at least once for each such runner; it must make sure that the runner is gone (kill its
+    /// child process). Called on the node's own task or thread: it must not block.
+    Call(OverrunHook),
 }
+
+/// What [`OverrunPolicy::Call`] calls.
+pub type OverrunHook = Arc<dyn Fn(&Slot, FencingToken) + Send + Sync>;
 
 impl OverrunPolicy {
     /// [`OverrunPolicy::Call`] for a closure.

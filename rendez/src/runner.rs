@@ -137,8 +137,10 @@ where
 
 /// The runner that a closure's future makes. It runs once.
 struct FutureRunner {
-    work: Option<Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>>,
+    work: Option<Work>,
 }
+
+type Work = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 #[async_trait]
 impl Runner for FutureRunner {

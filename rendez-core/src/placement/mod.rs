@@ -11,6 +11,7 @@ mod balanced;
 mod chains;
 mod descent;
 mod draft;
+mod fair;
 mod field;
 mod planner;
 mod rendezvous;

@@ -3,6 +3,7 @@
 //! All of it is exact arithmetic on whole numbers and fractions of them, so that nodes agree. Which slots they
 //! are is not decided here.
 
+use super::fair;
 use super::spec::{Band, LoadFactor};
 use super::world::World;
 
@@ -73,6 +74,19 @@ impl Level {
         Band { low: narrow(low.min(cap)), high: narrow(high.min(cap)) }
     }
 
+    /// What amounts are multiplied by to be whole at this level.
+    pub(super) fn denominator(self) -> u64 {
+        self.weights.max(1)
+    }
+
+    /// The share of a claim, multiplied by the denominator.
+    pub(super) fn scaled(self, claim: Claim) -> u128 {
+        if self.weights == 0 || self.is_above(claim) {
+            return u128::from(claim.cap) * u128::from(self.denominator());
+        }
+        u128::from(claim.weight) * u128::from(self.slots)
+    }
+
     /// The share of a claim, for display.
     pub(super) fn share(self, claim: Claim) -> f64 {
         let fair = claim.weight as f64 * self.slots as f64 / self.weights as f64;
@@ -106,20 +120,10 @@ impl Shares {
         }
         let mut shares =
             Self { totals: vec![Band::ANY; world.nodes.len()], exact: vec![0.0; world.nodes.len()], levels };
-        let mut takers = Vec::new();
-        for node in world.live() {
-            let caps: u64 =
-                world.order.iter().filter_map(|load| claim(world, *load, node)).map(|claim| claim.cap).sum();
-            let entry = &world.nodes[node as usize];
-            if entry.accepts {
-                takers.push((node, Claim { weight: entry.weight.into(), cap: caps.min(entry.capacity.into()) }));
-            }
-        }
-        let pool = world.order.iter().map(|load| u64::from(pools[*load as usize])).sum();
-        let level = Level::of(pool, &takers.iter().map(|(_, claim)| *claim).collect::<Vec<_>>());
-        for (node, claim) in takers {
-            shares.totals[node as usize] = level.band(claim, world.load_factor);
-            shares.exact[node as usize] = level.share(claim);
+        let takers: Vec<_> = world.live().filter(|node| world.nodes[*node as usize].accepts).collect();
+        for (node, (claim, level)) in takers.iter().zip(totals(world, pools, &takers)) {
+            shares.totals[*node as usize] = level.band(claim, world.load_factor);
+            shares.exact[*node as usize] = level.share(claim);
         }
         shares
     }
@@ -142,6 +146,39 @@ impl Shares {
             None => Band::ANY,
         }
     }
+}
+
+/// What each node may get of all workloads together, and at which level.
+fn totals(world: &World, pools: &[u32], takers: &[u32]) -> Vec<(Claim, Level)> {
+    let slots = world.order.iter().map(|load| u64::from(pools[*load as usize])).sum();
+    let mut alike = true;
+    let claims = takers.iter().map(|node| {
+        let entry = &world.nodes[*node as usize];
+        let mut caps = 0;
+        for load in &world.order {
+            let pool = u64::from(pools[*load as usize]);
+            let cap = claim(world, *load, *node).map_or(0, |claim| claim.cap);
+            alike &= cap >= pool;
+            caps += cap.min(pool);
+        }
+        Claim { weight: entry.weight.into(), cap: caps.min(entry.capacity.into()) }
+    });
+    let claims: Vec<_> = claims.collect();
+    if alike || world.order.len() == 1 {
+        let level = Level::of(slots, &claims);
+        return claims.into_iter().map(|claim| (claim, level)).collect();
+    }
+    let pools = world.order.iter().map(|load| {
+        let takers = takers.iter().enumerate().filter_map(|(at, node)| Some((at, claim(world, *load, *node)?.cap)));
+        fair::Pool { slots: pools[*load as usize].into(), takers: takers.filter(|(_, cap)| *cap > 0).collect() }
+    });
+    let whole = takers.iter().zip(&claims).map(|(node, claim)| {
+        // What it may have of each pool is said with the pools.
+        Claim { cap: world.nodes[*node as usize].capacity.into(), ..*claim }
+    });
+    let whole: Vec<_> = whole.collect();
+    let levels = fair::levels(&whole, &pools.collect::<Vec<_>>());
+    whole.into_iter().zip(levels).collect()
 }
 
 /// What a node may get of a workload; none if it takes nothing of it.

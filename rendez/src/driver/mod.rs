@@ -7,9 +7,13 @@
 mod calls;
 mod events;
 mod measure;
+mod policy;
 mod runners;
+#[cfg(test)]
+mod tests;
 mod warm_ups;
 mod watch;
+mod watchdog;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -20,8 +24,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rendez_core::{
     Action, Capabilities, CheckpointError, ClusterName, Engine, EngineConfig, EngineSetup, ErrorKind, Event,
-    FencingToken, Incarnation, Input, LeaseStore, NodeId, NodeInfo, Opening, Reply, RunnerEnd, Slot, StoppedReason,
-    Ticket, Timestamp, Timing, WatchHint,
+    Incarnation, Input, LeaseStore, NodeId, NodeInfo, Opening, Reply, RunnerEnd, StoppedReason, Ticket, Timestamp,
+    Timing, WatchHint,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -31,13 +35,14 @@ use self::measure::{Meter, guarded};
 use self::runners::{Ended, Runners};
 use self::warm_ups::{WarmUps, Warmed};
 use self::watch::WatchTask;
+use self::watchdog::Watchdog;
 use crate::boot_time;
 use crate::context::{Saving, SlotContext};
 use crate::coordinator::{OnEvent, StartError};
 use crate::handle::{DriverError, EVENTS_KEPT, Handle, Order, Owned, Published};
 use crate::lease::SlotLease;
 use crate::metrics::{Metrics, SLOTS_RUNNING, WAKE_LATENESS_SECONDS};
-use crate::policy::{EXIT_CODE_OVERRUN, OverrunPolicy};
+use crate::policy::OverrunPolicy;
 use crate::runner::RunnerFactory;
 
 /// The longest sleep: tokio's clock stands still while the system is suspended, the deadlines' does not.
@@ -130,6 +135,7 @@ struct Driver {
     unstarted: Vec<Ended>,
     owned_changed: bool,
     starting: Option<Starting>,
+    watchdog: Watchdog,
 }
 
 /// What is known of the first session before it is open.
@@ -202,6 +208,7 @@ impl Driver {
             cluster: plan.cluster,
             timing,
             store: plan.store,
+            watchdog: Watchdog::spawn(published.clone(), plan.overrun.clone()),
             overrun: plan.overrun,
             on_event: plan.on_event,
             meter,
@@ -232,6 +239,7 @@ impl Driver {
     async fn drive(&mut self) -> End {
         let mut happened = Happened::Time;
         loop {
+            self.watchdog.looking();
             self.engine.handle_timeout(boot_time());
             if let Some(end) = self.take_in(happened) {
                 return end;
@@ -393,7 +401,7 @@ impl Driver {
                 self.published.session.send_replace(session);
             }
             Action::Tell(event) => self.tell(event),
-            Action::Terminate { slot, token } => self.terminate(&slot, token),
+            Action::Terminate { slot, token } => policy::terminate(&self.overrun, &slot, token),
             Action::Stopped(StoppedReason::InUse { incarnation, remaining }) if self.starting.is_some() => {
                 return Some(End::NotStarted(StartError::InUse { incarnation, remaining }));
             }
@@ -437,16 +445,6 @@ impl Driver {
         if self.watch.is_none() {
             let (store, cluster) = (self.store.clone(), self.cluster.clone());
             self.watch = Some(WatchTask::spawn(store, cluster, &self.timing, self.meter.clone()));
-        }
-    }
-
-    /// A runner has outlived its lease.
-    fn terminate(&self, slot: &Slot, token: FencingToken) {
-        tracing::error!(%slot, %token, policy = ?self.overrun, "a runner has outlived its lost lease");
-        match &self.overrun {
-            OverrunPolicy::ExitProcess => std::process::exit(EXIT_CODE_OVERRUN),
-            OverrunPolicy::Report => {}
-            OverrunPolicy::Call(end) => guarded("the overrun policy", || end(slot, token)),
         }
     }
 
@@ -508,13 +506,14 @@ impl Driver {
     async fn end_runners(&mut self, last_abort: Timestamp) {
         let mut outlived_at = Timestamp::NEVER;
         while !self.runners.is_empty() {
+            self.watchdog.looking();
             let now = boot_time();
             self.runners.abort_due(now, now >= last_abort);
             let deadline = self.runners.leases().map(SlotLease::deadline).max().unwrap_or(now);
             if now >= deadline && outlived_at == Timestamp::NEVER {
                 outlived_at = now;
                 for lease in self.runners.leases() {
-                    self.terminate(lease.slot(), lease.token());
+                    policy::terminate(&self.overrun, lease.slot(), lease.token());
                 }
             }
             if now.since(outlived_at) >= LEFTOVERS_MAX {

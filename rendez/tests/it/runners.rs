@@ -211,6 +211,78 @@ async fn a_runner_that_outlives_its_lost_lease_is_handed_to_the_policy() {
     handle.shutdown().await.unwrap();
 }
 
+#[test]
+fn a_runtime_that_its_runners_block_is_noticed_from_outside() {
+    let store = TestStore::new();
+    let free = Arc::new(AtomicBool::new(false));
+    let (flag, call) = (free.clone(), free.clone());
+    let runner = move |_: SlotContext| {
+        let free = flag.clone();
+        async move {
+            while !free.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    };
+    let policy = rendez::OverrunPolicy::call(move |slot, _| {
+        assert_eq!(*slot, inbox(0));
+        call.store(true, Ordering::SeqCst);
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let handle = node(&store, "a", 1).runner(runner).overrun_policy(policy).start().await.unwrap();
+        owns(&handle, 1).await; // blocked until the policy is asked
+        eventually("it was asked", || free.load(Ordering::SeqCst)).await;
+        handle.shutdown().await.unwrap();
+    });
+}
+
+struct Warm {
+    log: Arc<std::sync::Mutex<Vec<String>>>,
+    ready: AtomicBool,
+}
+
+#[async_trait]
+impl RunnerFactory for Arc<Warm> {
+    async fn make(&self, ctx: &SlotContext) -> Result<Box<dyn Runner>, BoxError> {
+        self.log.lock().unwrap().push(format!("make {}", ctx.slot()));
+        idle.make(ctx).await
+    }
+
+    async fn warm_up(&self, slot: &rendez::Slot) -> Result<(), BoxError> {
+        self.log.lock().unwrap().push(format!("warm up {slot}"));
+        match self.ready.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => panic!("not ready"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offered_slot_is_warmed_up_before_it_comes_and_refused_if_that_fails() {
+    let store = TestStore::new();
+    let cold = Arc::new(Warm { log: Arc::default(), ready: AtomicBool::new(false) });
+    let warm = Arc::new(Warm { log: Arc::default(), ready: AtomicBool::new(true) });
+    let a = node(&store, "a", 2).runner(idle).start().await.unwrap();
+    owns(&a, 2).await;
+    let diary = Diary::default();
+    let c = node(&store, "c", 2).runner(cold.clone()).on_event(diary.hook()).start().await.unwrap();
+    a.drain(true).await.unwrap();
+    diary.tells("the refusal", |event| matches!(event, Event::OfferRefused { .. })).await;
+    c.cordon(true).await.unwrap();
+    let b = node(&store, "b", 2).runner(warm.clone()).start().await.unwrap();
+    owns(&b, 2).await;
+    let log = warm.log.lock().unwrap().clone();
+    for unit in 0..2 {
+        let at = |what: &str| log.iter().position(|line| *line == format!("{what} inbox/{unit}"));
+        assert!(at("warm up").is_some() && at("warm up") < at("make"), "{log:?}");
+    }
+    assert!(cold.log.lock().unwrap().iter().all(|line| line.starts_with("warm up")));
+    for node in [a, b, c] {
+        node.shutdown().await.unwrap();
+    }
+}
+
 /// A runner that must see to its end itself, as one with a child process.
 struct Keeper(Arc<AtomicBool>);
 
