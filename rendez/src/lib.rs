@@ -1,8 +1,53 @@
 //! Slots that run in exactly one place at a time, through leases in a store.
 //!
-//! A node takes part in a cluster with [`Coordinator::builder`], gives it a [`Runner`] (or just an async closure), and
-//! holds a [`Handle`]. This crate brings what the engine of [`rendez_core`] leaves out: tokio, the clock, the runners'
-//! tasks. It decides nothing itself.
+//! A service runs N copies, and some of its work must run in one place at a time: partitions, tenants, feeds, one
+//! leader. Each copy is a *node* of a *cluster*, declares *workloads* of so many *units*, and brings the code that
+//! processes one *slot* (one unit of a workload). The nodes share the slots among them, move them gently when nodes
+//! come and go, and take over what a crashed node held. There is no manager; all of it lives in a store that you have.
+//!
+//! ```
+//! use rendez::{BoxError, Coordinator, MemoryStore, SlotContext};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! let node = Coordinator::builder()
+//!     .store(MemoryStore::new())
+//!     .cluster("demo")
+//!     .node_id("worker-1")
+//!     .workload("inbox", 4)
+//!     .runner(|ctx: SlotContext| async move {
+//!         while !ctx.is_cancelled() {
+//!             ctx.check()?; // before each side effect; and give `ctx.token()` to whatever it writes to
+//!             println!("{} does its work under token {}", ctx.slot(), ctx.token());
+//!             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+//!         }
+//!         Ok::<(), BoxError>(())
+//!     })
+//!     .start()
+//!     .await?;
+//! # node.owned_changes().wait_for(|owned| owned.len() == 4).await?;
+//! node.shutdown().await?; // hands everything over; dropping `node` would leave it to expire
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Start more copies with other node ids, and they share the four slots.
+//!
+//! # What to know
+//!
+//! - **Fencing.** While a node keeps its promises no slot runs twice at once. A process that is paused for longer than
+//!   the pause allowance (a stalled machine, `SIGSTOP`) cannot keep them, in this or any other lease system. Then only
+//!   the [token](SlotContext::token) helps: the sink remembers the highest it has seen and refuses lower ones.
+//! - **Stopping.** A slot leaves a node only after its runner has ended: [`SlotContext::cancelled`], then the stop
+//!   budget, then an abort. See [`Runner`].
+//! - **Overruns.** Code that blocks its thread can be neither stopped nor aborted. It keeps its lease and is reported;
+//!   if the lease is lost meanwhile, the process is ended. See [`OverrunPolicy`].
+//! - **Runtime.** tokio, multi-thread or current-thread. No global state: several nodes can live in one process.
+//!
+//! Where to look next: [`Coordinator::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
+//!
+//! This crate brings what the engine of [`rendez_core`] leaves out: tokio, the clock, the runners' tasks. It decides
+//! nothing itself.
 
 mod clock;
 mod config;

@@ -3,59 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use rendez_core::{
-    AdminOutcome, AdminRequest, Beat, Call, ChangeReply, ChangeRequest, CloseRequest, ClusterSettings, Declared,
-    HeartbeatRequest, OpenRequest, SnapshotPage, SnapshotRequest, StopReason, StoreError, StoreModel, StoreTime, Watch,
-};
+use rendez_core::{ClusterSettings, Declared, StopReason};
 
 use super::*;
-
-/// The model, and no faults: the tests of the whole crate have those.
-struct Store(std::sync::Mutex<StoreModel>);
-
-impl Store {
-    fn call(&self, call: Call) -> Result<Reply, StoreError> {
-        self.0.lock().unwrap().call(StoreTime::from_micros(boot_time().as_nanos() / 1000), &call)
-    }
-}
-
-macro_rules! forward {
-    ($self:ident, $variant:ident, $request:ident) => {
-        match $self.call(Call::$variant($request.clone()))? {
-            Reply::$variant(reply) => Ok(reply),
-            other => panic!("{other:?}"),
-        }
-    };
-}
-
-#[async_trait]
-impl LeaseStore for Store {
-    fn capabilities(&self) -> Capabilities {
-        self.0.lock().unwrap().capabilities().clone()
-    }
-    async fn open(&self, _: &ClusterName, request: &OpenRequest) -> Result<Opening, StoreError> {
-        forward!(self, Open, request)
-    }
-    async fn heartbeat(&self, _: &ClusterName, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
-        forward!(self, Heartbeat, request)
-    }
-    async fn close(&self, _: &ClusterName, request: &CloseRequest) -> Result<(), StoreError> {
-        self.call(Call::Close(request.clone())).map(|_| ())
-    }
-    async fn change(&self, _: &ClusterName, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
-        forward!(self, Change, request)
-    }
-    async fn snapshot(&self, _: &ClusterName, request: &SnapshotRequest) -> Result<SnapshotPage, StoreError> {
-        forward!(self, Snapshot, request)
-    }
-    async fn administer(&self, _: &ClusterName, _: &AdminRequest) -> Result<AdminOutcome, StoreError> {
-        Err(StoreError::new(ErrorKind::Unsupported, "not here"))
-    }
-    async fn watch(&self, _: &ClusterName) -> Result<Box<dyn Watch>, StoreError> {
-        Err(StoreError::new(ErrorKind::Unsupported, "not here"))
-    }
-}
+use crate::MemoryStore;
 
 #[tokio::test]
 async fn a_driver_that_panics_ends_its_runners_and_says_so() {
@@ -68,11 +19,12 @@ async fn a_driver_that_panics_ends_its_runners_and_says_so() {
             log.lock().unwrap().push(ctx.stop_reason());
         }
     };
-    let capabilities = Capabilities::strict("test");
+    let store = MemoryStore::new();
+    let capabilities = store.capabilities();
     let mut info = NodeInfo::new(NodeId::new("a").unwrap(), ClusterSettings::new(Duration::from_secs(5)));
     info.workloads.insert("inbox".parse().unwrap(), Declared { units: 1, cap: None });
     let plan = Plan {
-        store: Arc::new(Store(std::sync::Mutex::new(StoreModel::new(1, capabilities.clone())))),
+        store: Arc::new(store),
         factory: Arc::new(runner),
         cluster: ClusterName::new("c").unwrap(),
         info,

@@ -216,12 +216,13 @@ fn a_runtime_that_its_runners_block_is_noticed_from_outside() {
     let store = TestStore::new();
     let free = Arc::new(AtomicBool::new(false));
     let (flag, call) = (free.clone(), free.clone());
-    let runner = move |_: SlotContext| {
+    let runner = move |ctx: SlotContext| {
         let free = flag.clone();
         async move {
             while !free.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
             }
+            ctx.cancelled().await;
         }
     };
     let policy = rendez::OverrunPolicy::call(move |slot, _| {
@@ -231,8 +232,9 @@ fn a_runtime_that_its_runners_block_is_noticed_from_outside() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let handle = node(&store, "a", 1).runner(runner).overrun_policy(policy).start().await.unwrap();
-        owns(&handle, 1).await; // blocked until the policy is asked
+        // Blocked as soon as the slot has come, until the policy is asked.
         eventually("it was asked", || free.load(Ordering::SeqCst)).await;
+        owns(&handle, 1).await;
         handle.shutdown().await.unwrap();
     });
 }
@@ -243,7 +245,7 @@ struct Warm {
 }
 
 #[async_trait]
-impl RunnerFactory for Arc<Warm> {
+impl RunnerFactory for Warm {
     async fn make(&self, ctx: &SlotContext) -> Result<Box<dyn Runner>, BoxError> {
         self.log.lock().unwrap().push(format!("make {}", ctx.slot()));
         idle.make(ctx).await
@@ -266,11 +268,11 @@ async fn an_offered_slot_is_warmed_up_before_it_comes_and_refused_if_that_fails(
     let a = node(&store, "a", 2).runner(idle).start().await.unwrap();
     owns(&a, 2).await;
     let diary = Diary::default();
-    let c = node(&store, "c", 2).runner(cold.clone()).on_event(diary.hook()).start().await.unwrap();
+    let c = node(&store, "c", 2).shared_runner(cold.clone()).on_event(diary.hook()).start().await.unwrap();
     a.drain(true).await.unwrap();
     diary.tells("the refusal", |event| matches!(event, Event::OfferRefused { .. })).await;
     c.cordon(true).await.unwrap();
-    let b = node(&store, "b", 2).runner(warm.clone()).start().await.unwrap();
+    let b = node(&store, "b", 2).shared_runner(warm.clone()).start().await.unwrap();
     owns(&b, 2).await;
     let log = warm.log.lock().unwrap().clone();
     for unit in 0..2 {

@@ -1,4 +1,4 @@
-//! The store of the tests: the model of the contract, and faults on demand.
+//! The store of the tests: the memory store of one cluster, and faults on demand.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use rendez::core::{
-    AdminOutcome, AdminRequest, Beat, Call, ChangeReply, ChangeRequest, CloseRequest, HeartbeatRequest, OpenRequest,
-    Opening, Reply, SlotRecord, SnapshotPage, SnapshotRequest, StoreModel, StoreTime,
+    AdminOutcome, AdminRequest, Beat, ChangeReply, ChangeRequest, CloseRequest, HeartbeatRequest, OpenRequest, Opening,
+    SlotRecord, SnapshotPage, SnapshotRequest,
 };
-use rendez::{Capabilities, ClusterName, ErrorKind, LeaseStore, Slot, StoreError, Watch, WatchHint, boot_time};
-use tokio::sync::broadcast;
+use rendez::{Capabilities, ClusterName, ErrorKind, LeaseStore, MemoryStore, Slot, StoreError, Watch, WatchHint};
+use tokio::sync::watch;
 
 /// What a request meets instead of the store.
 #[derive(Clone, Copy, Debug)]
@@ -27,9 +27,10 @@ pub(crate) enum Fault {
 pub(crate) struct TestStore(Arc<Inner>);
 
 struct Inner {
-    model: Mutex<StoreModel>,
+    memory: MemoryStore,
     faults: Mutex<Faults>,
-    hints: Mutex<broadcast::Sender<WatchHint>>,
+    /// How many times all watches were ended.
+    watches_ended: watch::Sender<u32>,
     watches: AtomicUsize,
     no_watch: AtomicBool,
 }
@@ -44,16 +45,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn store_time() -> StoreTime {
-    StoreTime::from_micros(1_790_000_000_000_000 + boot_time().as_nanos() / 1000)
+/// The cluster of the tests.
+pub(crate) fn cluster() -> ClusterName {
+    ClusterName::new("test").unwrap()
 }
 
 impl TestStore {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Inner {
-            model: Mutex::new(StoreModel::new(7, Capabilities::strict("test"))),
+            memory: MemoryStore::with_capabilities(7, Capabilities::strict("test")),
             faults: Mutex::default(),
-            hints: Mutex::new(broadcast::Sender::new(64)),
+            watches_ended: watch::Sender::new(0),
             watches: AtomicUsize::new(0),
             no_watch: AtomicBool::new(false),
         }))
@@ -79,7 +81,7 @@ impl TestStore {
     }
 
     pub(crate) fn end_watches(&self) {
-        *lock(&self.0.hints) = broadcast::Sender::new(64);
+        self.0.watches_ended.send_modify(|times| *times += 1);
     }
 
     pub(crate) fn watches_opened(&self) -> usize {
@@ -91,109 +93,100 @@ impl TestStore {
     }
 
     pub(crate) fn slot(&self, slot: &Slot) -> Option<SlotRecord> {
-        lock(&self.0.model).slot(slot).cloned()
+        self.0.memory.inspect(&cluster(), |model, _| model.slot(slot).cloned()).flatten()
     }
 
     /// Slots that name a holder whose session lives.
     pub(crate) fn held(&self) -> Vec<Slot> {
-        let (model, now) = (lock(&self.0.model), store_time());
-        let alive = |record: &SlotRecord| record.holder.as_ref().is_some_and(|h| model.is_alive(now, h.session));
-        model.slots().filter(|(_, record)| alive(record)).map(|(slot, _)| slot.clone()).collect()
+        let held = self.0.memory.inspect(&cluster(), |model, now| {
+            let alive = |record: &SlotRecord| record.holder.as_ref().is_some_and(|h| model.is_alive(now, h.session));
+            model.slots().filter(|(_, record)| alive(record)).map(|(slot, _)| slot.clone()).collect()
+        });
+        held.unwrap_or_default()
     }
 
     pub(crate) fn sessions_alive(&self) -> usize {
-        let (model, now) = (lock(&self.0.model), store_time());
-        model.sessions().filter(|(id, _, _)| model.is_alive(now, *id)).count()
+        let alive = self.0.memory.inspect(&cluster(), |model, now| {
+            model.sessions().filter(|(session, _, _)| model.is_alive(now, *session)).count()
+        });
+        alive.unwrap_or(0)
     }
 
-    async fn call(&self, operation: &'static str, call: Call) -> Result<Reply, StoreError> {
+    /// Does a request, or what shall happen instead.
+    async fn call<T>(
+        &self,
+        operation: &'static str,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let fault = {
             let mut faults = lock(&self.0.faults);
             let once = faults.once.get_mut(operation).and_then(VecDeque::pop_front);
             once.or_else(|| faults.always.get(operation).copied())
         };
         match fault {
-            Some(Fault::Fails(kind)) => return Err(StoreError::new(kind, "it was told to fail")),
+            Some(Fault::Fails(kind)) => Err(StoreError::new(kind, "it was told to fail")),
             Some(Fault::Panics) => panic!("the store was told to panic"),
             Some(Fault::Hangs) => std::future::pending().await,
-            Some(Fault::HangsAfterwards) | None => {}
-        }
-        let result = {
-            let mut model = lock(&self.0.model);
-            let result = model.call(store_time(), &call);
-            let hints = lock(&self.0.hints);
-            for hint in model.take_hints() {
-                let _ = hints.send(hint);
+            Some(Fault::HangsAfterwards) => {
+                let _ = request.await;
+                std::future::pending().await
             }
-            result
-        };
-        if matches!(fault, Some(Fault::HangsAfterwards)) {
-            std::future::pending::<()>().await;
+            None => request.await,
         }
-        result
     }
 }
 
 #[async_trait]
 impl LeaseStore for TestStore {
     fn capabilities(&self) -> Capabilities {
-        lock(&self.0.model).capabilities().clone()
+        self.0.memory.capabilities()
     }
 
-    async fn open(&self, _: &ClusterName, request: &OpenRequest) -> Result<Opening, StoreError> {
-        match self.call("open", Call::Open(request.clone())).await? {
-            Reply::Open(opening) => Ok(opening),
-            other => panic!("{other:?}"),
-        }
+    async fn open(&self, cluster: &ClusterName, request: &OpenRequest) -> Result<Opening, StoreError> {
+        self.call("open", self.0.memory.open(cluster, request)).await
     }
 
-    async fn heartbeat(&self, _: &ClusterName, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
-        match self.call("heartbeat", Call::Heartbeat(request.clone())).await? {
-            Reply::Heartbeat(beat) => Ok(beat),
-            other => panic!("{other:?}"),
-        }
+    async fn heartbeat(&self, cluster: &ClusterName, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
+        self.call("heartbeat", self.0.memory.heartbeat(cluster, request)).await
     }
 
-    async fn close(&self, _: &ClusterName, request: &CloseRequest) -> Result<(), StoreError> {
-        self.call("close", Call::Close(request.clone())).await.map(|_| ())
+    async fn close(&self, cluster: &ClusterName, request: &CloseRequest) -> Result<(), StoreError> {
+        self.call("close", self.0.memory.close(cluster, request)).await
     }
 
-    async fn change(&self, _: &ClusterName, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
-        match self.call("change", Call::Change(request.clone())).await? {
-            Reply::Change(reply) => Ok(reply),
-            other => panic!("{other:?}"),
-        }
+    async fn change(&self, cluster: &ClusterName, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
+        self.call("change", self.0.memory.change(cluster, request)).await
     }
 
-    async fn snapshot(&self, _: &ClusterName, request: &SnapshotRequest) -> Result<SnapshotPage, StoreError> {
-        match self.call("snapshot", Call::Snapshot(request.clone())).await? {
-            Reply::Snapshot(page) => Ok(page),
-            other => panic!("{other:?}"),
-        }
+    async fn snapshot(&self, cluster: &ClusterName, request: &SnapshotRequest) -> Result<SnapshotPage, StoreError> {
+        self.call("snapshot", self.0.memory.snapshot(cluster, request)).await
     }
 
-    async fn administer(&self, _: &ClusterName, request: &AdminRequest) -> Result<AdminOutcome, StoreError> {
-        lock(&self.0.model).administer(store_time(), request)
+    async fn administer(&self, cluster: &ClusterName, request: &AdminRequest) -> Result<AdminOutcome, StoreError> {
+        self.0.memory.administer(cluster, request).await
     }
 
-    async fn watch(&self, _: &ClusterName) -> Result<Box<dyn Watch>, StoreError> {
+    async fn watch(&self, cluster: &ClusterName) -> Result<Box<dyn Watch>, StoreError> {
         self.0.watches.fetch_add(1, Ordering::SeqCst);
         if self.0.no_watch.load(Ordering::SeqCst) {
             return Err(StoreError::new(ErrorKind::Unsupported, "there is no watch"));
         }
-        Ok(Box::new(TestWatch(lock(&self.0.hints).subscribe())))
+        let ended = self.0.watches_ended.subscribe();
+        Ok(Box::new(TestWatch { memory: self.0.memory.watch(cluster).await?, ended }))
     }
 }
 
-struct TestWatch(broadcast::Receiver<WatchHint>);
+struct TestWatch {
+    memory: Box<dyn Watch>,
+    ended: watch::Receiver<u32>,
+}
 
 #[async_trait]
 impl Watch for TestWatch {
     async fn next(&mut self) -> Option<WatchHint> {
-        match self.0.recv().await {
-            Ok(hint) => Some(hint),
-            Err(broadcast::error::RecvError::Lagged(_)) => Some(WatchHint::Everyone),
-            Err(broadcast::error::RecvError::Closed) => None,
+        tokio::select! {
+            _ = self.ended.changed() => None,
+            hint = self.memory.next() => hint,
         }
     }
 }
