@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use rendez_core::{
-    AdminOutcome, AdminRequest, Beat, Capabilities, ChangeKind, ChangeOutcome, ChangeReply,
-    ChangeRequest, CloseRequest, ClusterName, Conflict, Cursor, Due, ErrorKind, Fencing, FencingToken, Generation,
-    HeartbeatRequest, Held, Known, LeaseStore, OpenRequest, Opening, Record, RecordKey,
-    Revision, Slot, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, StoreTime, Sync, Watch,
+    AdminOutcome, AdminRequest, Beat, Capabilities, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
+    CloseRequest, ClusterName, Conflict, Cursor, Due, ErrorKind, Fencing, FencingToken, Generation, HeartbeatRequest,
+    Held, Known, LeaseStore, OpenRequest, Opening, Record, RecordKey, Revision, Slot, SlotChange, SnapshotPage,
+    SnapshotRequest, Stamp, StoreError, StoreTime, Sync, Watch,
 };
 
 use crate::checks;

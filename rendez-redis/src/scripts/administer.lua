@@ -68,13 +68,19 @@ if place == '0' then
 end
 local pattern = string.gsub(workload .. SEP, '[\\*?%[%]]', '\\%0') .. '*'
 local page = call('HSCAN', SLOTS, place, 'MATCH', pattern, 'COUNT', 500)
+local doomed = {}
 for i = 1, #page[2], 2 do
-    local name, slot = page[2][i], read_slot(page[2][i + 1])
+    local slot = read_slot(page[2][i + 1])
     if not live(slot.holder) then
-        call('HDEL', SLOTS, name)
-        call('HDEL', CHECKPOINTS, name)
         token = max(token, slot.token)
-        log('slot' .. SEP .. name)
+        doomed[#doomed + 1] = page[2][i]
     end
+end
+local function unit(name) return tonumber(match(name, '(%d+)$')) end
+table.sort(doomed, function(a, b) return unit(a) < unit(b) end)
+for _, name in ipairs(doomed) do
+    call('HDEL', SLOTS, name)
+    call('HDEL', CHECKPOINTS, name)
+    log('slot' .. SEP .. name)
 end
 return { 'DONE', page[1] ~= '0' and page[1] or false, finish() }

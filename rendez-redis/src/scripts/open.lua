@@ -37,8 +37,8 @@ end
 if cold then
     call('HDEL', META, 'cold')
     local hold = setting(settings, 'cold_start_hold') or tonumber(ARGV[16])
-    if hold > 0 then
-        quiet_until = max(quiet_until, now + hold)
+    quiet_until = max(quiet_until, now + hold)
+    if quiet() > 0 then
         quiet_from = now
         write_quiet()
     end

@@ -172,7 +172,8 @@ end
 -- How long something from before a loss may still run.
 local function quiet_time()
     local longest = max(ttl_max, tonumber(ARGV[4]))
-    if longest == 0 then longest = TTL_MAX_UNKNOWN end
+    -- Settings and sessions may be what was lost. In a cluster that never had any, nothing can run.
+    if longest == 0 and trace and not whole then longest = TTL_MAX_UNKNOWN end
     return math.min(longest, LONGEST) + tonumber(ARGV[5]) + SECOND
 end
 
@@ -196,7 +197,8 @@ if fresh or lost then
         end
         if trace and not whole then
             mend()
-            -- Deletions are missing in the log, and records may be newer than the revision that is left.
+            -- Deletions are missing in the log, and records may be newer than the revision and the token that are left.
+            token = max(token, now)
             local last = call('ZREVRANGE', LOG, 0, 0, 'WITHSCORES')
             revision = max(revision, last[2] and last[2] ~= '-inf' and tonumber(last[2]) or 0, now)
             floor = revision
