@@ -344,8 +344,9 @@ impl Pair {
             Some(now) => now,
             None => {
                 let key = |name| format!("rendez:{{{}}}:{name}", self.cluster.as_str().replace(' ', "%20"));
-                let began = server.command(&["HGET", &key("meta"), "quiet_from"]).await.unwrap().text();
-                let began = StoreTime::from_micros(began.parse().unwrap_or(0));
+                let state = server.command(&["HGET", &key("meta"), "state"]).await.unwrap().text();
+                let began = state.split(' ').nth(4).and_then(|began| began.parse().ok());
+                let began = StoreTime::from_micros(began.unwrap_or(0));
                 // The sessions that were not reaped had not ended.
                 let first = server.command(&["ZRANGE", &key("expiry"), "0", "0", "WITHSCORES"]).await.unwrap();
                 let first = first.items().get(1).and_then(|score| score.text().parse().ok()).unwrap_or(u64::MAX);

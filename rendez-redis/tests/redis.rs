@@ -977,7 +977,7 @@ async fn readopting_and_its_conflicts() {
 async fn an_unknown_layout_is_refused_and_left_alone() {
     let world = World::new().await;
     world.open("a").await;
-    world.command(&["HSET", &world.key("meta"), "layout", "2"]).await;
+    world.command(&["HSET", &world.key("meta"), "state", "2 whatever"]).await;
     let before = world.command(&["HGETALL", &world.key("meta")]).await;
     let error = world.try_open(open_request("b")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fatal);
