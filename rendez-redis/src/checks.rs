@@ -1,8 +1,8 @@
 //! What no store accepts, found before anything is sent.
 
 use rendez_core::{
-    CHECKPOINT_BYTES_MAX, Capabilities, ClusterSettings, NodeInfo, PROTOCOL_VERSION, Record, RecordKey, Slot, StoreError,
-    UNITS_MAX,
+    CHECKPOINT_BYTES_MAX, Capabilities, ClusterSettings, NodeInfo, PROTOCOL_VERSION, Record, RecordKey, Slot,
+    StoreError, UNITS_MAX,
 };
 
 use crate::options::fatal;
@@ -57,9 +57,7 @@ pub(crate) fn record(key: &RecordKey, record: &Record, capabilities: &Capabiliti
         Record::Workload(workload) if workload.units > UNITS_MAX => {
             Err(fatal(format!("a workload of {} units: at most {UNITS_MAX} are possible", workload.units)))
         }
-        Record::Node(wish) if wish.weight == Some(0) => {
-            Err(fatal("a weight of 0: use 1 or more, or cordon the node"))
-        }
+        Record::Node(wish) if wish.weight == Some(0) => Err(fatal("a weight of 0: use 1 or more, or cordon the node")),
         Record::Workload(_) | Record::Node(_) | Record::Pin(_) => Ok(()),
     }
 }

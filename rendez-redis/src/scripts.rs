@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use redis::{Cmd, Script};
 
 const PRELUDE: &str = include_str!("scripts/prelude.lua");
+const SLOTS: &str = include_str!("scripts/slots.lua");
 
 /// A script with its digest.
 pub(crate) struct Request {
@@ -14,10 +15,10 @@ pub(crate) struct Request {
 }
 
 macro_rules! requests {
-    ($($name:ident = $file:literal;)*) => {
+    ($($name:ident = $file:literal with $($part:expr),+;)*) => {
         $(pub(crate) static $name: Request = {
             fn code() -> String {
-                format!("{PRELUDE}\n{}", include_str!(concat!("scripts/", $file, ".lua")))
+                [$($part,)+ include_str!(concat!("scripts/", $file, ".lua"))].join("\n")
             }
             Request { name: $file, script: LazyLock::new(|| Script::new(&code())), code }
         };)*
@@ -25,12 +26,12 @@ macro_rules! requests {
 }
 
 requests! {
-    OPEN = "open";
-    HEARTBEAT = "heartbeat";
-    CLOSE = "close";
-    CHANGE = "change";
-    SNAPSHOT = "snapshot";
-    ADMINISTER = "administer";
+    OPEN = "open" with PRELUDE;
+    HEARTBEAT = "heartbeat" with PRELUDE;
+    CLOSE = "close" with PRELUDE;
+    CHANGE = "change" with PRELUDE, SLOTS;
+    SNAPSHOT = "snapshot" with PRELUDE;
+    ADMINISTER = "administer" with PRELUDE, SLOTS;
 }
 
 impl Request {

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rendez_core::{
-    AdminOutcome, AdminRequest, Beat, Capabilities, ChangeKind, ChangeOutcome, ChangeReply,
-    ChangeRequest, CloseRequest, ClusterName, Conflict, Cursor, Due, ErrorKind, Fencing, FencingToken, Generation,
-    HeartbeatRequest, Held, Known, LeaseStore, OpenRequest, Opening, Record, RecordKey,
-    Revision, Slot, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, StoreTime, Sync, Watch,
+    AdminOutcome, AdminRequest, Beat, Capabilities, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
+    CloseRequest, ClusterName, Conflict, Cursor, Due, ErrorKind, Fencing, FencingToken, Generation, HeartbeatRequest,
+    Held, Known, LeaseStore, OpenRequest, Opening, Record, RecordKey, Revision, Slot, SlotChange, SnapshotPage,
+    SnapshotRequest, Stamp, StoreError, StoreTime, Sync, Watch,
 };
 
 use crate::checks;
@@ -73,6 +74,7 @@ impl RedisStore {
         cluster: &ClusterName,
         known: &Known,
         growing: bool,
+        due_within: Option<Duration>,
         arguments: Vec<Vec<u8>>,
     ) -> Result<Reply, StoreError> {
         if known.token.get() >= NUMBER_LIMIT {
@@ -88,6 +90,7 @@ impl RedisStore {
             number(micros_up(options.replica_lag_max)),
             keys.channel.into_bytes(),
             flag(growing),
+            due_within.map(|within| number(micros_down(within))).unwrap_or_default(),
         ];
         all.extend(arguments);
 
@@ -280,7 +283,7 @@ impl LeaseStore for RedisStore {
             number(micros_up(info.settings.session_ttl_max)),
             number(micros_up(info.settings.cold_start_hold)),
         ];
-        let mut reply = self.run(&scripts::OPEN, cluster, &request.known, true, arguments).await?;
+        let mut reply = self.run(&scripts::OPEN, cluster, &request.known, true, None, arguments).await?;
         match status(&mut reply)?.as_str() {
             "OPENED" => {
                 let session = reply.parse()?;
@@ -321,11 +324,11 @@ impl LeaseStore for RedisStore {
             request.session.to_string().into_bytes(),
             request.since.map(|since| number(since.0.min(NUMBER_LIMIT))).unwrap_or_default(),
             number(changes_max.into()),
-            number(micros_down(request.due_within)),
             info.map(|info| info.node.as_str().into()).unwrap_or_default(),
             info.map(encode::json).transpose()?.unwrap_or_default().into_bytes(),
         ];
-        let mut reply = self.run(&scripts::HEARTBEAT, cluster, &request.known, false, arguments).await?;
+        let mut reply =
+            self.run(&scripts::HEARTBEAT, cluster, &request.known, false, Some(request.due_within), arguments).await?;
         status(&mut reply)?;
         let ttl = reply.micros()?;
         let held = Held { count: reply.number()?, digest: reply.number()? };
@@ -351,7 +354,7 @@ impl LeaseStore for RedisStore {
 
     async fn close(&self, cluster: &ClusterName, request: &CloseRequest) -> Result<(), StoreError> {
         let arguments = vec![request.session.to_string().into_bytes()];
-        let mut reply = self.run(&scripts::CLOSE, cluster, &request.known, false, arguments).await?;
+        let mut reply = self.run(&scripts::CLOSE, cluster, &request.known, false, None, arguments).await?;
         status(&mut reply).map(drop)
     }
 
@@ -364,7 +367,7 @@ impl LeaseStore for RedisStore {
         for change in &request.changes {
             change_arguments(change, &mut arguments)?;
         }
-        let mut reply = self.run(&scripts::CHANGE, cluster, &request.known, false, arguments).await?;
+        let mut reply = self.run(&scripts::CHANGE, cluster, &request.known, false, None, arguments).await?;
         status(&mut reply)?;
         let mut list = reply.list()?;
         let mut outcomes = Vec::with_capacity(request.changes.len());
@@ -387,7 +390,7 @@ impl LeaseStore for RedisStore {
             Some(cursor) => arguments.extend(parse_cursor(cursor).ok_or_else(gone)?),
             None => arguments.extend([Vec::new(), Vec::new(), Vec::new()]),
         }
-        let mut reply = self.run(&scripts::SNAPSHOT, cluster, &request.known, false, arguments).await?;
+        let mut reply = self.run(&scripts::SNAPSHOT, cluster, &request.known, false, None, arguments).await?;
         if status(&mut reply)? == "CURSOR" {
             return Err(gone());
         }
@@ -430,7 +433,7 @@ impl LeaseStore for RedisStore {
         };
         loop {
             let known = Known::default();
-            let mut reply = self.run(&scripts::ADMINISTER, cluster, &known, growing, arguments.clone()).await?;
+            let mut reply = self.run(&scripts::ADMINISTER, cluster, &known, growing, None, arguments.clone()).await?;
             if status(&mut reply)? == "REFUSED" {
                 return Ok(AdminOutcome::Refused(stamp(&mut reply)?));
             }

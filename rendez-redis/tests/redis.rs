@@ -530,7 +530,7 @@ async fn an_operator_forces_a_release() {
     assert!(record.is_held_by(a) && record.force == Some(token));
     assert!(matches!(force(token, true).await, AdminOutcome::Done(_)));
     let record = world.slots().await.remove(&at).unwrap();
-    assert_eq!((record.holder, record.force, record.token), (None, None, token));
+    assert_eq!((record.holder, record.force, record.token), (None, Some(token), token));
     assert_eq!(world.beat(a).await.unwrap().held, Held::default());
     let next = world.acquire(b, &at, token).await;
     assert!(matches!(force(token, true).await, AdminOutcome::Refused(_)));
@@ -604,7 +604,11 @@ async fn the_log_is_bounded_and_says_so_when_it_is_too_late() {
     }
     assert!(matches!(world.beat_since(a, stamp.revision, 4096).await.sync, Sync::Snapshot));
     let beat = world.beat_since(a, late.revision, 4096).await;
-    assert_eq!(changes(&beat.sync).0.len(), 600);
+    let (list, up_to, more) = changes(&beat.sync);
+    assert_eq!((list.len(), more), (512, true));
+    let beat = world.beat_since(a, up_to, 4096).await;
+    let (list, _, more) = changes(&beat.sync);
+    assert_eq!((list.len(), more), (88, false));
     let size = world.command(&["ZCARD", &world.key("log")]).await;
     assert!(size.contains("100"), "about a thousand: {size}");
 }
@@ -973,7 +977,7 @@ async fn readopting_and_its_conflicts() {
 async fn an_unknown_layout_is_refused_and_left_alone() {
     let world = World::new().await;
     world.open("a").await;
-    world.command(&["HSET", &world.key("meta"), "layout", "2"]).await;
+    world.command(&["HSET", &world.key("meta"), "state", "2 whatever"]).await;
     let before = world.command(&["HGETALL", &world.key("meta")]).await;
     let error = world.try_open(open_request("b")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fatal);

@@ -1,11 +1,12 @@
--- ARGV: 8 session, then eight for each change: kind, slot, factor, token, and four that depend on the kind.
+-- ARGV: 9 session, then eight for each change: kind, slot, factor, token, and four that depend on the kind.
 
-local id = ARGV[8]
+local id = ARGV[9]
 local actor = session(id)
 if not (actor and actor.live) then return { 'LOST', finish() } end
 
+local REFUSALS_MAX = 16
 local WIDTH = 8
-local first = 9
+local first = 10
 if max(token, now) > LIMIT - 1 - (#ARGV - first + 1) / WIDTH then
     finish()
     return { 'TOKEN' }
@@ -66,8 +67,8 @@ local function grant(field, slot, factor, to, operation)
 end
 
 local function fresh_slot(factor)
-    return { token = 0, granted_by = '', holder = '', node = '', taken_at = '', freed_at = '', moved_at = '', offer = '',
-        force = '', revision = '', factor = factor, refusals = '' }
+    return { token = 0, granted_by = '', holder = '', node = '', taken_at = '', freed_at = '', moved_at = '',
+        offer = '', force = '', revision = '', factor = factor, refusals = '' }
 end
 
 -- Each answers nothing when it is done, or the conflict.
@@ -210,7 +211,7 @@ end
 local outcomes = {}
 for at = first, #ARGV, WIDTH do
     local field, wanted = ARGV[at + 1], tonumber(ARGV[at + 3])
-    local conflict = kinds[ARGV[at]](field, ARGV[at + 2], wanted, ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+    local conflict = kinds[ARGV[at]](field, ARGV[at + 2], wanted, unpack(ARGV, at + 4, at + 7))
     local slot = slots[field]
     outcomes[#outcomes + 1] = conflict or 'done'
     outcomes[#outcomes + 1] = slot and write_slot(slot) or false

@@ -1,9 +1,9 @@
--- ARGV: 8 session.
+-- ARGV: 9 session.
 
-local s = session(ARGV[8])
+local s = session(ARGV[9])
 if s then
-    end_session(ARGV[8], s.node)
-    sessions[ARGV[8]] = false
+    end_session(ARGV[9], s.node)
+    sessions[ARGV[9]] = false
     hint('*')
 end
 return { 'CLOSED', finish() }

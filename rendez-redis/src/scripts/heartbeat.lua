@@ -1,6 +1,6 @@
--- ARGV: 8 session, 9 since (or empty), 10 most changes, 11 due within, 12 node and 13 info (or both empty).
+-- ARGV: 9 session, 10 since (or empty), 11 most changes, 12 node and 13 info (or both empty).
 
-local id, since, changes_max = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+local id, since, changes_max = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local s = session(id)
 if not (s and s.live) then return { 'LOST', finish() } end
@@ -54,13 +54,11 @@ if since then
 end
 
 local due = {}
-local ending = call('ZRANGEBYSCORE', EXPIRY, '(' .. text(now), text(now + tonumber(ARGV[11])), 'WITHSCORES', 'LIMIT',
-    0, 65)
 for i = 1, #ending, 2 do
-    if ending[i] ~= id and #due < 128 then
+    if ending[i] ~= id and #due < 2 * DUE_MAX then
         due[#due + 1] = ending[i]
-        due[#due + 1] = text(tonumber(ending[i + 1]) - now)
+        due[#due + 1] = ending[i + 1] - now
     end
 end
 
-return { 'BEAT', s.ttl, text(s.count), text(s.digest), sync, up_to, more, changes, due, unpack(stamp) }
+return { 'BEAT', s.ttl, s.count, s.digest, sync, up_to, more, changes, due, unpack(stamp) }

@@ -1,14 +1,14 @@
--- ARGV: 8 reading session (or empty), 9 the cursor's generation, 10 its part, 11 its place; or three times empty.
+-- ARGV: 9 reading session (or empty), 10 the cursor's generation, 11 its part, 12 its place; or three times empty.
 
 local PAGE = 500
 local stamp = { finish() }
-if ARGV[9] ~= '' and ARGV[9] ~= generation then return { 'CURSOR', unpack(stamp) } end
+if ARGV[10] ~= '' and ARGV[10] ~= generation then return { 'CURSOR', unpack(stamp) } end
 
 local parts = { 'session', 'slot', 'record' }
 local keys = { session = SESSIONS, slot = SLOTS, record = RECORDS }
-local part_at, place = tonumber(ARGV[10]) or 1, ARGV[11] ~= '' and ARGV[11] or '0'
+local part_at, place = tonumber(ARGV[11]) or 1, ARGV[12] ~= '' and ARGV[12] or '0'
 local items = {}
-local reader = ARGV[8]
+local reader = ARGV[9]
 local asked = 0
 
 while part_at <= #parts and asked < PAGE do
@@ -34,4 +34,4 @@ while part_at <= #parts and asked < PAGE do
 end
 
 local more = part_at <= #parts
-return { 'PAGE', items, more and text(part_at) or false, more and place or false, unpack(stamp) }
+return { 'PAGE', items, more and part_at or false, more and place or false, unpack(stamp) }
