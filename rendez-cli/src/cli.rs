@@ -60,9 +60,15 @@ pub(crate) fn main() -> ExitCode {
 /// What happens, for people; `RUST_LOG` chooses how much of it.
 fn log_to_stderr() {
     // The agent tells the driver's events itself, in sentences.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,rendez::driver=warn,rendez::driver::events=off"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,rendez::driver=warn,rendez::driver::events=off"));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .with_target(false)
+        .init();
 }
 
 fn helper(name: &str, result: std::io::Result<()>) -> ExitCode {

@@ -41,7 +41,9 @@ async fn play() -> Result<(), Failure> {
     let (anna, ben, cora) = tokio::try_join!(stage.start("anna"), stage.start("ben"), stage.start("cora"))?;
     stage.settle(slots, &["anna", "ben", "cora"]).await?;
 
-    println!("\nben dies without a word. His slots are taken when his session ends, {SESSION_TTL:?} after his last heartbeat.");
+    println!(
+        "\nben dies without a word. His slots are taken when his session ends, {SESSION_TTL:?} after his last heartbeat."
+    );
     drop(ben);
     stage.settle(slots, &["anna", "cora"]).await?;
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod cli;
+mod cluster_args;
 mod demo;
 mod duration;
 mod exit;

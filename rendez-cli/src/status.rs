@@ -12,23 +12,18 @@ use rendez_core::placement::{Cause, Desired};
 use rendez_core::{ClusterView, Known, LeaseStore, SnapshotRequest, Stance};
 use serde::Serialize;
 
+use crate::cluster_args::{ClusterArgs, resolve};
 use crate::exit::{Exit, Failure};
-use crate::store_url::StoreArgs;
+use crate::store_url::StoreUrl;
 
 /// Arguments of `rendez status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    store: StoreArgs,
-    /// The cluster to look at
-    #[arg(long)]
-    cluster: ClusterName,
+    cluster: ClusterArgs,
     /// As JSON, for programs
     #[arg(long)]
     json: bool,
-    /// How long to wait for the store
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::duration::parse)]
-    connect_timeout: Duration,
 }
 
 /// A request for one page may take this long.
@@ -39,14 +34,15 @@ const READINGS_MAX: u32 = 3;
 
 /// Prints the state of a cluster.
 pub(crate) fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let url = args.store.url()?;
+    let config = resolve(&args.cluster.config()?)?;
+    let (url, cluster) = (StoreUrl::of(&config)?, &config.cluster);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Failure, format!("cannot start: {error}")))?;
     let mut view = runtime.block_on(async {
-        let store = url.connect(args.connect_timeout, PAGE_TIMEOUT).await?;
-        read(&*store, &args.cluster).await
+        let store = url.connect(config.connect_timeout, PAGE_TIMEOUT).await?;
+        read(&*store, cluster).await
     })?;
-    let status = Status::of(&args.cluster, &mut view);
+    let status = Status::of(cluster, &mut view);
     let text = if args.json {
         serde_json::to_string_pretty(&status).map_err(|error| Failure::new(Exit::Failure, error))? + "\n"
     } else {
@@ -68,7 +64,9 @@ async fn read(store: &dyn LeaseStore, cluster: &ClusterName) -> Result<ClusterVi
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) if error.kind() == ErrorKind::Conflict && readings < READINGS_MAX => continue 'reading,
                 Ok(Err(error)) => return Err(Failure::new(Exit::Store, error)),
-                Err(_) => return Err(Failure::new(Exit::Store, format!("no answer from the store in {PAGE_TIMEOUT:?}"))),
+                Err(_) => {
+                    return Err(Failure::new(Exit::Store, format!("no answer from the store in {PAGE_TIMEOUT:?}")));
+                }
             };
             items.extend(page.items);
             let stamp = first.get_or_insert(page.stamp).clone();
@@ -269,8 +267,7 @@ fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; 
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let mut text = "\n".to_owned();
     for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text += cells.join("  ").trim_end();
         text.push('\n');
     }

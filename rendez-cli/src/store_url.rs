@@ -1,26 +1,31 @@
-//! From a URL to a store. No message holds the URL, which may hold a password.
+//! From the address of a store to the store. No message holds the address, which may hold a password.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendez_core::{ErrorKind, LeaseStore};
+use rendez::{ErrorKind, LeaseStore, ResolvedConfig};
 use rendez_redis::{RedisOptions, RedisStore};
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::exit::{Exit, Failure};
 
-const SCHEMES: &str = "redis://, rediss://, redis-sentinel://, rediss-sentinel://, redis-cluster://, rediss-cluster://";
+const SCHEMES: [&str; 6] =
+    ["redis://", "rediss://", "redis-sentinel://", "rediss-sentinel://", "redis-cluster://", "rediss-cluster://"];
 
 /// The pauses between two tries to reach a store.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Where a store is. It may hold a password, so it is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct StoreUrl(String);
+/// Where a store is, and how to speak to it. It may hold a password, so it is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoreUrl {
+    url: String,
+    #[serde(default)]
+    options: BTreeMap<String, String>,
+}
 
 impl fmt::Debug for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,66 +33,34 @@ impl fmt::Debug for StoreUrl {
     }
 }
 
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(url: &str) -> Result<Self, String> {
-        let url = url.trim();
-        let known = SCHEMES.split(", ").any(|scheme| url.starts_with(scheme));
-        if known { Ok(Self(url.to_owned())) } else { Err(format!("this is no store: begin the URL with {SCHEMES}")) }
-    }
-}
-
-/// Which store, as the command line says it. One of both, because a password in arguments is seen by all.
-#[derive(Debug, Clone, clap::Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct StoreArgs {
-    /// The store, for example redis://127.0.0.1:6379
-    #[arg(long, value_name = "URL", value_parser = parse_hiding)]
-    store: Option<StoreUrl>,
-    /// A file with the store's URL, so that a password in it does not stand in the process list
-    #[arg(long, value_name = "PATH")]
-    store_file: Option<PathBuf>,
-}
-
-/// The parser of clap would repeat the URL in its message; so this one never fails and the URL is checked later.
-fn parse_hiding(url: &str) -> Result<StoreUrl, std::convert::Infallible> {
-    Ok(StoreUrl(url.to_owned()))
-}
-
-impl StoreArgs {
-    /// The URL, checked.
-    pub(crate) fn url(&self) -> Result<StoreUrl, Failure> {
-        let url = match (&self.store, &self.store_file) {
-            (Some(StoreUrl(url)), _) => url.clone(),
-            (None, Some(path)) => read(path)?,
-            (None, None) => String::new(),
-        };
-        url.parse().map_err(|error| Failure::new(Exit::Usage, error))
-    }
-}
-
-fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Exit::Usage, format!("cannot read the store file {}: {error}", path.display())))
-}
-
 impl StoreUrl {
-    /// The URL itself, for a process that shall reach the same store.
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
+    /// The store of a configuration, if it is one that this program can speak to.
+    pub(crate) fn of(config: &ResolvedConfig) -> Result<Self, Failure> {
+        let usage = |message: String| Failure::new(Exit::Usage, message);
+        let Some(url) = config.store.clone() else {
+            return Err(usage("which store? give --store URL or --store-file PATH".to_owned()));
+        };
+        if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(usage(format!("this is no store that can be used here: begin with {}", SCHEMES.join(", "))));
+        }
+        let store = Self { url, options: config.store_options.clone() };
+        store.redis_options(config.engine.timing.operation_timeout).map_err(usage)?;
+        Ok(store)
     }
 
     /// Reaches the store. What may pass is tried again until the time is over.
-    pub(crate) async fn connect(&self, within: Duration, operation_timeout: Duration) -> Result<Arc<dyn LeaseStore>, Failure> {
+    pub(crate) async fn connect(
+        &self,
+        within: Duration,
+        operation_timeout: Duration,
+    ) -> Result<Arc<dyn LeaseStore>, Failure> {
+        let mut options = self.redis_options(operation_timeout).map_err(|what| Failure::new(Exit::Usage, what))?;
+        options.connect_timeout = options.connect_timeout.min(within);
         let give_up_at = Instant::now() + within;
         let mut pause = PAUSE_MIN;
-        let mut last = "it did not answer".to_owned();
+        let mut last = "it does not answer".to_owned();
         loop {
-            let mut options = RedisOptions::default();
-            options.operation_timeout = operation_timeout;
-            options.connect_timeout = options.connect_timeout.min(within);
-            match timeout_at(give_up_at, RedisStore::connect(&self.0, options)).await {
+            match timeout_at(give_up_at, RedisStore::connect(&self.url, options.clone())).await {
                 Ok(Ok(store)) => return Ok(Arc::new(store)),
                 Ok(Err(error)) if matches!(error.kind(), ErrorKind::Fatal | ErrorKind::Unsupported) => {
                     return Err(Failure::new(Exit::Store, format!("the store refuses: {error}")));
@@ -101,5 +74,34 @@ impl StoreUrl {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// The table `store_options` of the configuration.
+    fn redis_options(&self, operation_timeout: Duration) -> Result<RedisOptions, String> {
+        let mut redis = RedisOptions::default();
+        redis.operation_timeout = operation_timeout;
+        for (key, value) in &self.options {
+            // The value may be a password: it is not repeated.
+            let wrong = |what: &str| format!("store_options.{key}: {what}");
+            let time = || crate::duration::parse(value).map_err(|_| wrong("write a time, for example 250ms"));
+            match key.as_str() {
+                "prefix" => redis.prefix.clone_from(value),
+                "username" => redis.username = Some(value.clone()),
+                "password" => redis.password = Some(value.clone()),
+                "sentinel_username" => redis.sentinel_username = Some(value.clone()),
+                "sentinel_password" => redis.sentinel_password = Some(value.clone()),
+                "min_replicas" => redis.min_replicas = value.parse().map_err(|_| wrong("write a number"))?,
+                "acknowledge_timeout" => redis.acknowledge_timeout = time()?,
+                "replica_lag_max" => redis.replica_lag_max = time()?,
+                "connect_timeout" => redis.connect_timeout = time()?,
+                _ => {
+                    return Err(wrong(
+                        "there is no such option: use prefix, username, password, sentinel_username, \
+                         sentinel_password, min_replicas, acknowledge_timeout, replica_lag_max or connect_timeout",
+                    ));
+                }
+            }
+        }
+        Ok(redis)
     }
 }

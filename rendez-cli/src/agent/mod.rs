@@ -11,7 +11,7 @@ mod tell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendez::{Coordinator, CoordinatorBuilder, Handle, OverrunPolicy, StartError, StoppedReason};
+use rendez::{CoordinatorBuilder, Handle, OverrunPolicy, StartError, StoppedReason};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -37,14 +37,15 @@ pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
 
 async fn run(plan: Plan) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
-    let timing = plan.engine.timing.clone();
+    let engine = &plan.config.engine;
+    let timing = engine.timing.clone();
     let guardian = Guardian::start(GuardianSetup {
-        store: Some(plan.store.reveal().to_owned()),
-        cluster: plan.cluster.to_string(),
+        store: Some(plan.store.clone()),
+        cluster: plan.config.cluster.to_string(),
         stop_lead: timing.stop_lead(),
-        kill_lead: plan.engine.runners.abort_grace.max(timing.pause_allowance / 2),
+        kill_lead: engine.runners.abort_grace.max(timing.pause_allowance / 2),
         session_ttl: timing.session_ttl,
-        session_ttl_max: timing.session_ttl,
+        session_ttl_max: plan.config.info.settings.session_ttl_max,
     })
     .map_err(|error| Failure::new(Exit::Failure, format!("cannot start the guardian: {error}")))?;
 
@@ -62,35 +63,20 @@ async fn run(plan: Plan) -> Result<(), Failure> {
 
 /// Reaches the store and opens the session.
 async fn start(plan: &Plan, guardian: &Guardian) -> Result<Handle, Failure> {
-    let begin = Instant::now();
-    let store = plan.store.connect(plan.connect_timeout, plan.engine.timing.operation_timeout).await?;
-    let left = plan.connect_timeout.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));
-    let (killer, node) = (guardian.clone(), plan.node.clone());
-    let mut builder = Coordinator::builder()
+    let (begin, connect_timeout) = (Instant::now(), plan.config.connect_timeout);
+    let store = plan.store.connect(connect_timeout, plan.config.engine.timing.operation_timeout).await?;
+    let left = connect_timeout.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));
+    let (killer, node) = (guardian.clone(), plan.config.info.node.clone());
+    let builder = plan
+        .config
+        .builder()
         .shared_store(store)
-        .cluster(&plan.cluster)
-        .node_id(&plan.node)
-        .engine_config(plan.engine.clone())
-        .weight(plan.weight)
-        .dynamic_workloads(plan.dynamic.clone())
         .connect_timeout(left)
         .on_event(move |event| tell::tell(&node, event))
         .overrun_policy(OverrunPolicy::call(move |slot, _| {
-            tracing::error!(%slot, "its child outlives its lease: killing the guardian and all children");
+            tracing::error!("the child of {slot} outlives its lease: killing the guardian and all children");
             killer.kill_guardian();
         }));
-    for (workload, units) in &plan.workloads {
-        builder = builder.workload(workload, *units);
-    }
-    for (key, value) in &plan.labels {
-        builder = builder.label(key, value);
-    }
-    if let Some(zone) = &plan.zone {
-        builder = builder.zone(zone);
-    }
-    if let Some(capacity) = plan.capacity {
-        builder = builder.capacity(capacity);
-    }
     with_runner(builder, plan, guardian).start().await.map_err(start_failure)
 }
 
@@ -155,11 +141,13 @@ async fn ended(outcome: Result<StoppedReason, rendez::DriverError>, guardian: &G
         }
         Ok(StoppedReason::DrainTimeout { running }) => {
             let slots: Vec<String> = running.iter().map(ToString::to_string).collect();
-            let what = if slots.is_empty() { "its session was not closed in time".to_owned() } else { slots.join(", ") };
+            let what =
+                if slots.is_empty() { "its session was not closed in time".to_owned() } else { slots.join(", ") };
             Err(Failure::new(Exit::Failure, format!("the drain timeout has passed; what was left is killed: {what}")))
         }
         Ok(StoppedReason::InUse { incarnation, remaining }) => {
-            let message = format!("another process ({incarnation}) has the node's id, its session lives for {remaining:?}");
+            let message =
+                format!("another process ({incarnation}) has the node's id, its session lives for {remaining:?}");
             Err(Failure::new(Exit::InUse, message))
         }
         Ok(reason) => Err(Failure::new(Exit::Failure, format!("the node has stopped: {reason:?}"))),

@@ -17,15 +17,16 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::now;
-use super::protocol::{ChildEnd, ChildId, Hello, HeldSession, Order, Report, Start};
+use super::protocol::{ChildEnd, ChildId, HeldSession, Hello, Order, Report, Start};
 use super::tree::{self, Reaped};
 use super::wire::LINE_BYTES_MAX;
+use crate::store_url::StoreUrl;
 
 /// What a guardian is told at its start.
 #[derive(Debug, Clone)]
 pub(crate) struct GuardianSetup {
     /// The store whose session is closed after a crash; no crash release if absent.
-    pub(crate) store: Option<String>,
+    pub(crate) store: Option<StoreUrl>,
     pub(crate) cluster: String,
     /// How long before its deadline a child is told to stop.
     pub(crate) stop_lead: Duration,

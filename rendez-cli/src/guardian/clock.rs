@@ -6,8 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(crate) use rendez::boot_time as now;
 use rendez_core::Timestamp;
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
 /// Becomes readable at a moment of `CLOCK_BOOTTIME`.
@@ -23,8 +22,7 @@ impl Timer {
     pub(crate) fn set(&self, at: Timestamp) -> io::Result<()> {
         // All zeros would disarm the timer; a moment beyond the range of the clock is never reached.
         let nanos = at.as_nanos().clamp(1, i64::MAX as u64);
-        let it_value =
-            Timespec { tv_sec: (nanos / 1_000_000_000) as i64, tv_nsec: (nanos % 1_000_000_000) as i64 };
+        let it_value = Timespec { tv_sec: (nanos / 1_000_000_000) as i64, tv_nsec: (nanos % 1_000_000_000) as i64 };
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value })?;
         Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rendez_core::{CloseRequest, ClusterName, FencingToken, Known};
 
-use super::protocol::{Hello, HeldSession};
+use super::protocol::{HeldSession, Hello};
 use crate::store_url::StoreUrl;
 
 /// How long one try may take.
@@ -16,7 +16,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Tries until the session would have ended anyway. Failure is no matter: the TTL decides then.
 pub(crate) fn release(hello: &Hello, session: HeldSession) {
     let (Some(store), Ok(cluster)) = (&hello.store, ClusterName::new(&hello.cluster)) else { return };
-    let Ok(store) = store.parse::<StoreUrl>() else { return };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
     let request = CloseRequest {
         known: Known {
@@ -30,7 +29,7 @@ pub(crate) fn release(hello: &Hello, session: HeldSession) {
     let closed = runtime.block_on(async {
         tokio::time::timeout(all, async {
             loop {
-                match tokio::time::timeout(TRY_MAX, close(&store, &cluster, &request)).await {
+                match tokio::time::timeout(TRY_MAX, close(store, &cluster, &request)).await {
                     Ok(true) => return,
                     Ok(false) | Err(_) => tokio::time::sleep(PAUSE).await,
                 }
@@ -40,7 +39,9 @@ pub(crate) fn release(hello: &Hello, session: HeldSession) {
     });
     match closed {
         Ok(()) => eprintln!("rendez guardian: the agent is gone; nothing of its children is left, its slots are free"),
-        Err(_) => eprintln!("rendez guardian: the agent is gone; the store was not reached, its slots stay until its session ends"),
+        Err(_) => eprintln!(
+            "rendez guardian: the agent is gone; the store was not reached, its slots stay until its session ends"
+        ),
     }
 }
 

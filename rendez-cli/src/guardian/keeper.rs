@@ -190,7 +190,8 @@ impl Keeper {
     fn end_what_must(&mut self, now: Timestamp) {
         let last_moment = self.deadline.saturating_sub(self.kill_lead);
         if now >= self.kill_at.min(last_moment) {
-            let killing = self.killing.get_or_insert(Killing { at_deadline: self.kill_at > now, pause: KILL_PAUSE_MIN });
+            let killing =
+                self.killing.get_or_insert(Killing { at_deadline: self.kill_at > now, pause: KILL_PAUSE_MIN });
             killing.pause = (killing.pause * 2).min(KILL_PAUSE_MAX);
             for process in tree::below_me(&HashSet::new()) {
                 tree::signal(process, Signal::KILL);

@@ -130,12 +130,10 @@ mod tests {
 
     #[test]
     fn lines_are_marked_whatever_the_chunks() {
-        assert_eq!(cut(&[b"a", b"b\nc\r\n", b"\n", b"d"]), [
-            "inbox/3 | ab\n",
-            "inbox/3 | c\n",
-            "inbox/3 | \n",
-            "inbox/3 | d\n"
-        ]);
+        assert_eq!(
+            cut(&[b"a", b"b\nc\r\n", b"\n", b"d"]),
+            ["inbox/3 | ab\n", "inbox/3 | c\n", "inbox/3 | \n", "inbox/3 | d\n"]
+        );
         assert!(cut(&[]).is_empty());
     }
 

@@ -5,6 +5,8 @@
 use rendez_core::{Generation, SessionId};
 use serde::{Deserialize, Serialize};
 
+use crate::store_url::StoreUrl;
+
 /// Names one child process of one agent, for ever.
 pub(crate) type ChildId = u64;
 
@@ -33,7 +35,7 @@ pub(crate) enum Order {
 pub(crate) struct Hello {
     /// The store whose session is closed after a crash; no crash release if absent.
     #[serde(default)]
-    pub(crate) store: Option<String>,
+    pub(crate) store: Option<StoreUrl>,
     /// The cluster of the session.
     #[serde(default)]
     pub(crate) cluster: String,
@@ -132,7 +134,11 @@ pub(crate) struct KeeperRun {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum KeeperReport {
-    Started { pid: u32 },
+    Started {
+        pid: u32,
+    },
     /// Nothing of the child is left.
-    Ended { end: ChildEnd },
+    Ended {
+        end: ChildEnd,
+    },
 }

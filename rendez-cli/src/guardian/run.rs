@@ -16,7 +16,7 @@ use super::clock::{Timer, now};
 use super::crash_release;
 use super::deadline_file;
 use super::protocol::{
-    ChildEnd, ChildId, Hello, HeldSession, KeeperOrder, KeeperReport, KeeperRun, Order, Report, Start,
+    ChildEnd, ChildId, HeldSession, Hello, KeeperOrder, KeeperReport, KeeperRun, Order, Report, Start,
 };
 use super::signals::ChildSignal;
 use super::tree::{self, Reaped};

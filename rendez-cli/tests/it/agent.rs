@@ -115,7 +115,8 @@ impl Agent {
     }
 
     fn exit_code(&mut self) -> Option<i32> {
-        let status = wait_for(&format!("the agent's end; it says: {}", self.said()), || self.process.try_wait().unwrap());
+        let status =
+            wait_for(&format!("the agent's end; it says: {}", self.said()), || self.process.try_wait().unwrap());
         status.code()
     }
 }
@@ -243,7 +244,8 @@ async fn told_twice_it_ends_at_once_and_lets_go_all_the_same() {
 #[tokio::test]
 async fn commands_have_their_placeholders_and_environment() {
     let stage = Stage::new().await;
-    let script = "echo \"{slot} {unit} $RENDEZ_CLUSTER/$RENDEZ_NODE $RENDEZ_SLOT [$RENDEZ_CONFIG_SECRET]\"; exec sleep 60";
+    let script =
+        "echo \"{slot} {unit} $RENDEZ_CLUSTER/$RENDEZ_NODE $RENDEZ_SLOT [$RENDEZ_CONFIG_SECRET]\"; exec sleep 60";
     let one = stage.agent_with("one", "5s", &["sh", "-c", script], PathBuf::new());
     let expected = "inbox/3 | inbox/3 3 c/one inbox/3 []\n";
     wait_for("the line of a child", || fs::read_to_string(&one.out).unwrap().contains(expected).then_some(()));

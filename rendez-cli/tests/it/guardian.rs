@@ -335,7 +335,8 @@ fn a_place_that_takes_no_output_holds_nothing_up() {
     // Nobody reads what the children say.
     let (full, _unread) = UnixStream::pair().unwrap();
     let mut agent = Agent::with_output(Stdio::from(OwnedFd::from(full)));
-    let child = agent.start(1, "trap '' TERM; while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done", far());
+    let child =
+        agent.start(1, "trap '' TERM; while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done", far());
     std::thread::sleep(Duration::from_secs(1));
     agent.say(json!({"stop": {"child": 1, "kill_at_ns": in_(Duration::from_millis(100))}}));
     assert_eq!(agent.hear_end(1), json!({"killed": {"at_deadline": false}}));
