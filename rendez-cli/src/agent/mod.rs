@@ -1,0 +1,198 @@
+//! `rendez agent`: one child process for each slot that this node owns.
+//!
+//! The driver decides which slots; [`child`] runs their commands under the guardian; here they are brought together,
+//! and signals and ends are turned into an orderly exit.
+
+mod child;
+mod command;
+mod options;
+mod tell;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rendez::{CoordinatorBuilder, Handle, OverrunPolicy, StartError, StoppedReason};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+pub(crate) use options::AgentArgs;
+
+use crate::exit::{Exit, Failure};
+use crate::guardian::{Aftermath, Guardian, GuardianSetup, HeldSession};
+use options::Plan;
+
+/// What the driver takes longer than its drain timeout to end, at most, after the guardian is gone.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Runs the agent until it is told to end.
+pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
+    let plan = args.plan()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(Exit::Failure, format!("cannot start: {error}")))?;
+    let result = runtime.block_on(run(plan));
+    // Whatever still runs belongs to a node that has ended.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(plan: Plan) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let engine = &plan.config.engine;
+    let timing = engine.timing.clone();
+    let guardian = Guardian::start(GuardianSetup {
+        store: Some(plan.store.clone()),
+        cluster: plan.config.cluster.to_string(),
+        stop_lead: timing.stop_lead(),
+        kill_lead: engine.runners.abort_grace.max(timing.pause_allowance / 2),
+        session_ttl: timing.session_ttl,
+        session_ttl_max: plan.config.info.settings.session_ttl_max,
+    })
+    .map_err(|error| Failure::new(Exit::Failure, format!("cannot start the guardian: {error}")))?;
+
+    let handle = tokio::select! {
+        started = start(&plan, &guardian) => started?,
+        () = stop.asked() => {
+            guardian.leave().await;
+            return Ok(());
+        }
+        aftermath = guardian.gone() => return Err(guardian_gone(aftermath)),
+    };
+    tokio::spawn(tell_session(handle.clone(), guardian.clone()));
+    serve(&handle, &guardian, &mut stop).await
+}
+
+/// Reaches the store and opens the session.
+async fn start(plan: &Plan, guardian: &Guardian) -> Result<Handle, Failure> {
+    let (begin, connect_timeout) = (Instant::now(), plan.config.connect_timeout);
+    let store = plan.store.connect(connect_timeout, plan.config.engine.timing.operation_timeout).await?;
+    let left = connect_timeout.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));
+    let (killer, node) = (guardian.clone(), plan.config.info.node.clone());
+    let builder = plan
+        .config
+        .builder()
+        .shared_store(store)
+        .connect_timeout(left)
+        .on_event(move |event| tell::tell(&node, event))
+        .overrun_policy(OverrunPolicy::call(move |slot, _| {
+            tracing::error!("the child of {slot} outlives its lease: killing the guardian and all children");
+            killer.kill_guardian();
+        }));
+    with_runner(builder, plan, guardian).start().await.map_err(start_failure)
+}
+
+fn with_runner(builder: CoordinatorBuilder, plan: &Plan, guardian: &Guardian) -> CoordinatorBuilder {
+    match &plan.command {
+        Some(command) => builder.shared_runner(Arc::new(child::Children::new(guardian.clone(), command.clone()))),
+        None => builder.runner(|ctx: rendez::SlotContext| async move {
+            tracing::info!(slot = %ctx.slot(), token = %ctx.token(), "holding it: there is no command to run");
+            ctx.cancelled().await;
+        }),
+    }
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let exit = match &error {
+        StartError::Missing { .. } | StartError::Name { .. } | StartError::Invalid { .. } | StartError::Timing(_) => {
+            Exit::Usage
+        }
+        StartError::Refused { .. } | StartError::NoAnswer { .. } => Exit::Store,
+        StartError::InUse { .. } => Exit::InUse,
+        _ => Exit::Failure,
+    };
+    Failure::new(exit, error)
+}
+
+/// The guardian always knows which session to close if this process dies.
+async fn tell_session(handle: Handle, guardian: Guardian) {
+    let mut changes = handle.session_changes();
+    drop(handle);
+    loop {
+        let session = *changes.borrow_and_update();
+        guardian.session(session.map(|(session, generation)| HeldSession { session, generation }));
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Until the node has ended, by itself or because it was told to.
+async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop) -> Result<(), Failure> {
+    tokio::select! {
+        outcome = handle.stopped() => return ended(outcome, guardian).await,
+        aftermath = guardian.gone() => return without_guardian(handle, aftermath).await,
+        () = stop.asked() => tracing::info!("handing everything over; once more, and it ends at once"),
+    }
+    tokio::select! {
+        outcome = handle.shutdown() => ended(outcome, guardian).await,
+        aftermath = guardian.gone() => without_guardian(handle, aftermath).await,
+        () = stop.asked() => {
+            // Nothing is quicker and as certain: the guardian kills the children, then closes the session.
+            tracing::warn!("ending at once: the guardian kills the children and lets go of the slots");
+            Ok(())
+        }
+    }
+}
+
+async fn ended(outcome: Result<StoppedReason, rendez::DriverError>, guardian: &Guardian) -> Result<(), Failure> {
+    match outcome {
+        Ok(StoppedReason::Clean) => {
+            guardian.leave().await;
+            Ok(())
+        }
+        Ok(StoppedReason::DrainTimeout { running }) => {
+            let slots: Vec<String> = running.iter().map(ToString::to_string).collect();
+            let what =
+                if slots.is_empty() { "its session was not closed in time".to_owned() } else { slots.join(", ") };
+            Err(Failure::new(Exit::Failure, format!("the drain timeout has passed; what was left is killed: {what}")))
+        }
+        Ok(StoppedReason::InUse { incarnation, remaining }) => {
+            let message =
+                format!("another process ({incarnation}) has the node's id, its session lives for {remaining:?}");
+            Err(Failure::new(Exit::InUse, message))
+        }
+        Ok(reason) => Err(Failure::new(Exit::Failure, format!("the node has stopped: {reason:?}"))),
+        Err(error) => Err(Failure::new(Exit::Failure, error)),
+    }
+}
+
+/// The children are gone with the guardian, or that is not certain.
+async fn without_guardian(handle: &Handle, aftermath: Aftermath) -> Result<(), Failure> {
+    if aftermath == Aftermath::Clean {
+        // The runners have ended, so that the slots can be let go properly.
+        let _ = tokio::time::timeout(LAST_WORDS, handle.shutdown()).await;
+    }
+    Err(guardian_gone(aftermath))
+}
+
+fn guardian_gone(aftermath: Aftermath) -> Failure {
+    match aftermath {
+        Aftermath::Clean => Failure::new(Exit::Failure, "the guardian was killed; its children were killed too"),
+        Aftermath::Uncertain => Failure::new(
+            Exit::PromiseBroken,
+            "the guardian was killed, and some of what it guarded could not be: it may outlive its lease",
+        ),
+    }
+}
+
+/// The signals that ask the agent to end.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::new(Exit::Failure, format!("cannot listen for signals: {error}")))
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// The next such signal. Cancelling it loses none.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The command line: what there is, and who does it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::{self, AgentArgs};
+use crate::exit::finish;
+use crate::status::{self, StatusArgs};
+use crate::{demo, guardian};
+
+/// Runs each slot of work in exactly one place, through leases in a store
+#[derive(Debug, Parser)]
+#[command(name = "rendez", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failure, 2 usage, 3 store, 4 node name in use, 5 promise broken";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take part in a cluster, and run one child process for each slot that this node owns
+    Agent(Box<AgentArgs>),
+    /// Say who is there, who runs what, and why where that is not as it should be
+    Status(StatusArgs),
+    /// Show in a few seconds what this is about: nodes start, die, join and leave, and no slot ever runs twice
+    Demo,
+    /// Guards the children of an agent
+    #[command(hide = true)]
+    Guardian,
+    /// Keeps one child of an agent
+    #[command(hide = true)]
+    Keeper {
+        /// The slot, for people who list processes
+        name: String,
+    },
+    /// Becomes the command of a child
+    #[command(hide = true)]
+    ExecChild(guardian::ExecChild),
+}
+
+/// Does what the command line says.
+pub(crate) fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Agent(args) => {
+            log_to_stderr();
+            finish(agent::agent(*args))
+        }
+        Command::Status(args) => finish(status::status(&args)),
+        Command::Demo => finish(demo::demo()),
+        Command::Guardian => helper("guardian", guardian::guardian()),
+        Command::Keeper { name } => helper(&format!("keeper of {name}"), guardian::keeper()),
+        Command::ExecChild(args) => guardian::exec_child(&args),
+    }
+}
+
+/// What happens, for people; `RUST_LOG` chooses how much of it.
+fn log_to_stderr() {
+    // The agent tells the driver's events itself, in sentences.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,rendez::driver=warn,rendez::driver::events=off"));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal)
+        .with_target(false)
+        .init();
+}
+
+fn helper(name: &str, result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rendez {name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
