@@ -30,6 +30,8 @@ pub(super) struct Descent<'d, 'w> {
     pub(super) loads: &'d [u32],
     /// Nodes that may give and take, in order.
     pub(super) nodes: Vec<u32>,
+    /// The slots that may move; all if not said.
+    loose: Option<Loose>,
     pub(super) phi: u64,
     /// By workload and node: what the workload's part of Φ changes by if the node loses one.
     loss: Vec<i8>,
@@ -47,6 +49,15 @@ pub(super) struct Descent<'d, 'w> {
     pools: HashMap<(usize, i8), Pool>,
     /// The best of a pool for one receiver.
     shelves: HashMap<(usize, i8, u32), Shelf>,
+}
+
+/// The only slots that may move for now.
+#[derive(Debug)]
+struct Loose {
+    /// By workload and unit.
+    slots: Vec<Vec<bool>>,
+    /// By index of the workload and node: how many of them it has.
+    counts: Vec<u32>,
 }
 
 /// Units that nodes can give at one change of Φ. May hold units that can be given no more.
@@ -78,6 +89,7 @@ impl<'d, 'w> Descent<'d, 'w> {
             shares,
             loads,
             nodes,
+            loose: None,
             phi: 0,
             loss: Vec::new(),
             gain: Vec::new(),
@@ -90,12 +102,24 @@ impl<'d, 'w> Descent<'d, 'w> {
         }
     }
 
-    /// Moves slots until no move and no chain lowers Φ.
-    pub(super) fn run(mut self) {
+    /// Moves these slots, which have just been given a place and whose moves cost nothing, until no move and no
+    /// chain of them lowers Φ; then all slots.
+    pub(super) fn run(mut self, placed: &[Place]) {
         self.phi = self.measure();
         if self.phi == 0 {
             return;
         }
+        if !placed.is_empty() {
+            self.loosen(placed);
+            self.descend();
+            self.loose = None;
+            self.pools.clear();
+            self.shelves.clear();
+        }
+        self.descend();
+    }
+
+    fn descend(&mut self) {
         self.tabulate();
         while self.phi > 0 {
             match self.best_move() {
@@ -107,6 +131,36 @@ impl<'d, 'w> Descent<'d, 'w> {
                 }
             }
         }
+    }
+
+    /// Lets only these slots move.
+    fn loosen(&mut self, places: &[Place]) {
+        let width = self.draft.world.nodes.len();
+        let slots = self.draft.owners.iter().map(|owners| vec![false; owners.len()]).collect();
+        let mut loose = Loose { slots, counts: vec![0; self.loads.len() * width] };
+        let mut index_of = vec![usize::MAX; self.draft.owners.len()];
+        for (index, load) in self.loads.iter().enumerate() {
+            index_of[*load as usize] = index;
+        }
+        for place in places {
+            let owner = self.draft.owner(*place);
+            if owner != NONE {
+                loose.slots[place.load as usize][place.unit as usize] = true;
+                loose.counts[index_of[place.load as usize] * width + owner as usize] += 1;
+            }
+        }
+        self.loose = Some(loose);
+    }
+
+    /// Whether a slot may move at all: it is not pinned, and loose if that matters.
+    pub(super) fn is_movable(&self, place: Place) -> bool {
+        let loose = self.loose.as_ref().is_none_or(|loose| loose.slots[place.load as usize][place.unit as usize]);
+        loose && !self.draft.world.loads[place.load as usize].pins.contains_key(&place.unit)
+    }
+
+    /// Whether every slot may move that is not pinned.
+    pub(super) fn is_free(&self) -> bool {
+        self.loose.is_none()
     }
 
     /// Φ of the draft as it is.
@@ -182,7 +236,8 @@ impl<'d, 'w> Descent<'d, 'w> {
         let count = self.draft.count(load, node);
         let band = self.shares.of_load(self.draft.world, load, node);
         let at = index * self.total_loss.len() + node as usize;
-        self.loss[at] = if count > 0 { band.on_loss(count) as i8 } else { NEVER };
+        let movable = self.loose.as_ref().map_or(count, |loose| loose.counts[at]);
+        self.loss[at] = if movable > 0 { band.on_loss(count) as i8 } else { NEVER };
         self.gain[at] = if self.draft.has_room_of(load, node) { band.on_gain(count) as i8 } else { NEVER };
     }
 
@@ -240,8 +295,7 @@ impl<'d, 'w> Descent<'d, 'w> {
 
     /// Whether the rules let a slot move to a node.
     pub(super) fn may_move(&self, place: Place, to: u32) -> bool {
-        let world = self.draft.world;
-        !world.loads[place.load as usize].pins.contains_key(&place.unit) && world.may_take(place, to)
+        self.is_movable(place) && self.draft.world.may_take(place, to)
     }
 
     /// The best match for a node among the units that nodes can give at this change.
@@ -252,7 +306,10 @@ impl<'d, 'w> Descent<'d, 'w> {
             None => {
                 let owners = self.draft.owners[self.loads[index] as usize].iter().enumerate();
                 let units = owners.filter(|(_, owner)| **owner != NONE && self.giving(index, **owner) == Some(giving));
-                let units = units.map(|(unit, _)| unit as u32).collect();
+                let units = units
+                    .map(|(unit, _)| unit as u32)
+                    .filter(|unit| self.is_free() || self.is_movable(Place { load: self.loads[index], unit: *unit }));
+                let units = units.collect();
                 self.pools.insert((index, giving), Pool { units, version: 0 });
                 0
             }
@@ -305,6 +362,11 @@ impl<'d, 'w> Descent<'d, 'w> {
         self.phi -= self.part(place.load, from) + self.part(place.load, to);
         self.draft.take(place);
         self.draft.put(place, to);
+        if let Some(loose) = &mut self.loose {
+            let width = self.total_loss.len();
+            loose.counts[index * width + from as usize] -= 1;
+            loose.counts[index * width + to as usize] += 1;
+        }
         self.phi += self.part(place.load, from) + self.part(place.load, to);
         for node in [from, to] {
             let totals = self.total_changes(node);
