@@ -2,7 +2,7 @@
 //! floating-point logarithm, in the same run.
 //!
 //! `cargo bench -p rendez-core --bench placement` measures at full size; with `-- --small`, or under
-//! `cargo test`, a small world shows that it runs.
+//! `cargo test`, a small world shows that it runs. `-- --only TEXT` measures the lines whose title has the text.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -33,6 +33,7 @@ fn main() {
     } else {
         Size { slots: 100_000, nodes: 1000, samples: 7 }
     };
+    let only = std::env::args().skip_while(|arg| arg != "--only").nth(1);
     println!("{} slots x {} nodes; best of {} samples", size.slots, size.nodes, size.samples);
     let naive = naive_ns_a_pair(&size);
     let naive_plan = Duration::from_nanos((naive * f64::from(size.slots) * f64::from(size.nodes)) as u64);
@@ -68,7 +69,10 @@ fn main() {
             ..usual
         },
         Setting { title: "balanced, 500 workloads", workloads: 500, ..usual },
-    ] {
+    ]
+    .into_iter()
+    .filter(|setting| only.as_ref().is_none_or(|only| setting.title.contains(only.as_str())))
+    {
         measure(&size, &setting, naive, naive_plan);
     }
     println!();
