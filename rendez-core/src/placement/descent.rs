@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::draft::{Bid, Draft};
-use super::score::pair_hash;
+use super::score::{Rating, pair_hash};
 use super::shares::Shares;
 use super::world::{NONE, Place};
 
@@ -339,8 +339,12 @@ impl<'d, 'w> Descent<'d, 'w> {
         }
         if let Some(front) = known {
             for unit in &self.pools[&(index, giving)][front.seen.0..] {
+                let slot = self.draft.world.loads[self.loads[index] as usize].hashes[*unit as usize];
                 for node in &self.receivers[index][side] {
-                    if self.can_give(index, giving, *unit, *node) {
+                    let entry = &self.draft.world.nodes[*node as usize];
+                    let rating = Rating::of(slot, entry.hash, entry.weight);
+                    let near = best.is_none_or(|(best, ..)| rating >= best.rating());
+                    if near && self.can_give(index, giving, *unit, *node) {
                         self.raise(&mut best, index, *unit, *node);
                     }
                 }
@@ -387,6 +391,10 @@ impl<'d, 'w> Descent<'d, 'w> {
             {
                 shelf.matches.insert(at, found);
             }
+        }
+        if shelf.matches.len() > 4 * SHELF {
+            shelf.matches.drain(..shelf.matches.len() - SHELF);
+            shelf.floor = shelf.matches[0];
         }
         shelf.seen = units.len();
         let found = loop {
