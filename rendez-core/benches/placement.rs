@@ -2,7 +2,7 @@
 //! floating-point logarithm, in the same run.
 //!
 //! `cargo bench -p rendez-core --bench placement` measures at full size; with `-- --small`, or under
-//! `cargo test`, a small world shows that it runs.
+//! `cargo test`, a small world shows that it runs. `-- --only TEXT` measures the lines whose title has the text.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ struct Setting {
     policy: Policy,
     workloads: u32,
     weight: fn(u32) -> u32,
+    /// By node and workload.
+    runs: fn(u32, u32) -> Option<Runs>,
 }
 
 fn main() {
@@ -31,6 +33,7 @@ fn main() {
     } else {
         Size { slots: 100_000, nodes: 1000, samples: 7 }
     };
+    let only = std::env::args().skip_while(|arg| arg != "--only").nth(1);
     println!("{} slots x {} nodes; best of {} samples", size.slots, size.nodes, size.samples);
     let naive = naive_ns_a_pair(&size);
     let naive_plan = Duration::from_nanos((naive * f64::from(size.slots) * f64::from(size.nodes)) as u64);
@@ -39,23 +42,37 @@ fn main() {
         "{:34} {:>11} {:>9} {:>8}   {:>11} {:>9} {:>11} {:>9} {:>11} {:>11}",
         "", "full plan", "ns/pair", "ratio", "join", "ratio", "leave", "ratio", "weight +5%", "one holder"
     );
+    let usual = Setting {
+        title: "balanced, equal weights",
+        policy: Policy::Balanced,
+        workloads: 1,
+        weight: |_| 100,
+        runs: |_, _| Some(Runs::ALL),
+    };
+    let different = |i| 1000 + i;
     for setting in [
-        Setting { title: "rendezvous, equal weights", policy: Policy::Rendezvous, workloads: 1, weight: |_| 100 },
+        Setting { title: "rendezvous, equal weights", policy: Policy::Rendezvous, ..usual },
+        Setting { title: "rendezvous, all weights different", policy: Policy::Rendezvous, weight: different, ..usual },
+        Setting { ..usual },
+        Setting { title: "balanced, all weights different", weight: different, ..usual },
+        Setting { title: "balanced, 20 workloads", workloads: 20, ..usual },
         Setting {
-            title: "rendezvous, all weights different",
-            policy: Policy::Rendezvous,
-            workloads: 1,
-            weight: |i| 1000 + i,
+            title: "balanced, 20 workloads, caps",
+            workloads: 20,
+            runs: |node, _| Some(Runs { units: u32::MAX, cap: (node % 3 == 0).then_some(4) }),
+            ..usual
         },
-        Setting { title: "balanced, equal weights", policy: Policy::Balanced, workloads: 1, weight: |_| 100 },
         Setting {
-            title: "balanced, all weights different",
-            policy: Policy::Balanced,
-            workloads: 1,
-            weight: |i| 1000 + i,
+            title: "balanced, 20 workloads, not all",
+            workloads: 20,
+            runs: |node, workload| (!(node + workload).is_multiple_of(4)).then_some(Runs::ALL),
+            ..usual
         },
-        Setting { title: "balanced, 20 workloads", policy: Policy::Balanced, workloads: 20, weight: |_| 100 },
-    ] {
+        Setting { title: "balanced, 500 workloads", workloads: 500, ..usual },
+    ]
+    .into_iter()
+    .filter(|setting| only.as_ref().is_none_or(|only| setting.title.contains(only.as_str())))
+    {
         measure(&size, &setting, naive, naive_plan);
     }
     println!();
@@ -72,7 +89,7 @@ fn measure(size: &Size, setting: &Setting, naive: f64, naive_plan: Duration) {
     let full = full.min().unwrap_or_default();
     let mut planner = world(size, setting);
     hold_all(&mut planner);
-    let (extra, spec) = (node_id(size.nodes), spec(setting, 1000));
+    let (extra, spec) = (node_id(size.nodes), spec(setting, size.nodes));
     let (mut join, mut leave, mut heavier, mut holder) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size.samples {
         let spec = spec.clone();
@@ -152,7 +169,8 @@ fn world(size: &Size, setting: &Setting) -> Planner {
 }
 
 fn spec(setting: &Setting, index: u32) -> NodeSpec {
-    let runs = (0..setting.workloads).map(|index| (workload(index), Runs::ALL)).collect();
+    let runs = (0..setting.workloads).filter_map(|other| Some((workload(other), (setting.runs)(index, other)?)));
+    let runs = runs.collect();
     NodeSpec { weight: (setting.weight)(index), runs, ..NodeSpec::default() }
 }
 
@@ -206,7 +224,8 @@ fn naive_ns_a_pair(size: &Size) -> f64 {
 
 /// What a planner with all slots held adds to the process, a slot.
 fn memory(size: &Size) {
-    let setting = Setting { title: "", policy: Policy::Balanced, workloads: 1, weight: |_| 100 };
+    let setting =
+        Setting { title: "", policy: Policy::Balanced, workloads: 1, weight: |_| 100, runs: |_, _| Some(Runs::ALL) };
     let more = Size { slots: size.slots * 10, nodes: size.nodes.min(100), samples: 1 };
     let Some(before) = resident("VmRSS:") else { return };
     let mut planner = world(&more, &setting);

@@ -148,7 +148,8 @@ impl Pair {
             30..32 => (Some(Generation::from_bits(which.into())), Some(Generation::from_bits(which.into()))),
             _ => all.last().copied().unzip(),
         };
-        let token = if which % 3 == 0 { pick(&self.tokens, which).unwrap_or_default() } else { FencingToken::NONE };
+        let token =
+            if which.is_multiple_of(3) { pick(&self.tokens, which).unwrap_or_default() } else { FencingToken::NONE };
         let known = |generation| Known { generation, token, session_ttl_max: LONG };
         (known(redis), known(model))
     }
@@ -305,7 +306,7 @@ impl Pair {
             session = actor.and_then(|id| both(&self.names, id)).unwrap_or(session);
         }
         let offer = standing.map(|offer| offer.id).or_else(|| pick(&self.offers, other)).unwrap_or(operation);
-        let checkpoint = Some(Bytes::from(vec![other, b'\t', 0, 255])).filter(|_| other % 3 == 0);
+        let checkpoint = Some(Bytes::from(vec![other, b'\t', 0, 255])).filter(|_| other.is_multiple_of(3));
         let refuse_for = Duration::from_millis(u64::from(other % 8) * 10);
         let to = self.session(other).unwrap_or(session);
         if kind == 2 {
@@ -315,15 +316,15 @@ impl Pair {
             0 => ChangeKind::Acquire { operation },
             1 => ChangeKind::Release {
                 checkpoint: checkpoint.clone(),
-                refuse_for: Some(refuse_for).filter(|_| other % 2 == 0),
+                refuse_for: Some(refuse_for).filter(|_| other.is_multiple_of(2)),
             },
             2 => ChangeKind::Offer {
                 operation,
                 to,
-                expires_in: if other % 5 == 0 { SHORT } else { LONG },
+                expires_in: if other.is_multiple_of(5) { SHORT } else { LONG },
                 giver_total: other.into(),
                 giver_of_workload: kind.into(),
-                forced: other % 2 == 0,
+                forced: other.is_multiple_of(2),
             },
             3 => ChangeKind::Withdraw { offer },
             4 => ChangeKind::Accept { offer },

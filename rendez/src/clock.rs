@@ -2,8 +2,8 @@
 
 use rendez_core::Timestamp;
 
-/// The time since the machine was started, suspended times included (`CLOCK_BOOTTIME`; on systems without it the
-/// monotonic clock). All processes of one machine see the same; two machines' cannot be compared.
+/// The time since the machine was started, suspended times included (`CLOCK_BOOTTIME`; on macOS its monotonic clock,
+/// which goes on while the system sleeps). All processes of one machine see the same; two machines' cannot be compared.
 #[must_use]
 pub fn boot_time() -> Timestamp {
     #[cfg(target_os = "linux")]

@@ -37,6 +37,7 @@ impl Coordinator {
             dynamic: DynamicWorkloads::None,
             config: EngineConfig::for_ttl(Duration::from_secs(10)),
             settings: None,
+            give_up_if_in_use: None,
             connect_timeout: Duration::from_secs(10),
             overrun: OverrunPolicy::default(),
             metrics: Arc::new(NoMetrics),
@@ -64,6 +65,7 @@ pub struct CoordinatorBuilder {
     dynamic: DynamicWorkloads,
     config: EngineConfig,
     settings: Option<ClusterSettings>,
+    give_up_if_in_use: Option<bool>,
     connect_timeout: Duration,
     overrun: OverrunPolicy,
     metrics: Arc<dyn Metrics>,
@@ -245,9 +247,10 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// Gives up at once where another process has the node's id, instead of waiting for its end.
+    /// Gives up at once where another process has the node's id, instead of waiting for its end. Counts before what
+    /// [`engine_config`](Self::engine_config) says.
     pub fn give_up_if_in_use(mut self, give_up: bool) -> Self {
-        self.config.give_up_if_in_use = give_up;
+        self.give_up_if_in_use = Some(give_up);
         self
     }
 
@@ -285,7 +288,7 @@ impl CoordinatorBuilder {
         driver::start(self.plan()?).await
     }
 
-    fn plan(self) -> Result<Plan, StartError> {
+    fn plan(mut self) -> Result<Plan, StartError> {
         if let Some(wrong) = self.wrong {
             return Err(wrong);
         }
@@ -293,6 +296,7 @@ impl CoordinatorBuilder {
         let cluster = self.cluster.ok_or(StartError::Missing { what: "cluster" })?;
         let node = self.node.ok_or(StartError::Missing { what: "node_id" })?;
         let capabilities = store.capabilities();
+        self.config.give_up_if_in_use = self.give_up_if_in_use.unwrap_or(self.config.give_up_if_in_use);
         self.config.validate()?;
         let settings = self.settings.unwrap_or_else(|| ClusterSettings::new(self.config.timing.session_ttl));
         check_ttl(&self.config, &settings, &capabilities)?;

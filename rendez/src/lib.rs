@@ -44,6 +44,9 @@
 //!   if the lease is lost meanwhile, the process is ended. See [`OverrunPolicy`].
 //! - **Runtime.** tokio, multi-thread or current-thread. No global state: several nodes can live in one process.
 //!
+//! - **Seeing what happens.** [`Handle::events`], the metrics of [`METRICS`], and `tracing`: each runner in a span
+//!   `slot` (its slot and token), each request in a span such as `heartbeat` or `acquire`.
+//!
 //! Where to look next: [`Coordinator::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
 //!
 //! This crate brings what the engine of [`rendez_core`] leaves out: tokio, the clock, the runners' tasks. It decides

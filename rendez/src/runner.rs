@@ -89,7 +89,8 @@ pub trait RunnerFactory: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Undoes [`warm_up`](RunnerFactory::warm_up) for a slot that does not come.
+    /// Undoes [`warm_up`](RunnerFactory::warm_up) for a slot that does not come. Dropped at an await point when the
+    /// node stops.
     async fn cool_down(&self, slot: &Slot) {
         let _ = slot;
     }

@@ -52,8 +52,11 @@ impl Engine {
 
     fn take_orphans(&mut self, now: Timestamp) {
         let node = self.node().clone();
-        if self.shutdown.is_some() || now < self.quiet_until {
-            self.tick_at = self.tick_at.min(self.quiet_until.max(now));
+        if self.shutdown.is_some() {
+            return;
+        }
+        if now < self.quiet_until {
+            self.tick_at = self.tick_at.min(self.quiet_until);
             return;
         }
         let left = self.start_delay_left(now);

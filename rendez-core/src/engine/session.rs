@@ -93,6 +93,7 @@ impl Engine {
     /// When the session wants something next.
     pub(super) fn session_due(&self) -> Timestamp {
         match &self.phase {
+            Phase::Closed | Phase::Opening(_) if self.shutdown.is_some() => Timestamp::NEVER,
             Phase::Closed => self.backoff_until,
             Phase::Opening(opening) if opening.sent.is_none() => opening.not_before.max(self.backoff_until),
             Phase::Closing(None) => self.backoff_until,
@@ -288,25 +289,28 @@ impl Engine {
         }
         let deadline = open.deadline;
         let mut except: Vec<Slot> = Vec::new();
-        let mut fixed: Vec<Slot> = Vec::new();
+        let mut changed: Vec<Slot> = Vec::new();
         for (slot, local) in &mut self.slots {
             let Some(tenure) = &mut local.tenure else { continue };
             let record = self.view.slot_as_synced(slot).filter(|record| record.token == tenure.token);
             let held = record.is_some_and(|record| record.is_held_by(session));
+            if matches!(tenure.run, Run::Waiting { .. }) {
+                changed.push(slot.clone()); // there may be time enough for a start now
+            }
             if confirmed && held && !tenure.gone && tenure.session == session {
                 tenure.deadline = None;
                 continue;
             }
             if tenure.deadline.is_none() {
                 tenure.deadline = Some(before);
-                fixed.push(slot.clone());
+                changed.push(slot.clone());
             }
             if tenure.run.is_alive() {
                 except.push(slot.clone());
             }
         }
         self.actions.push_back(Action::Extend { deadline, except });
-        for slot in fixed {
+        for slot in changed {
             self.set_alarm(now, &slot);
         }
     }
@@ -410,6 +414,9 @@ impl Engine {
         let young = now.since(open.opened_at) < self.config.timing.backoff_min;
         self.end_session(now, id, why, Some(deadline));
         self.backoff_until = if young { now + self.config.timing.backoff_min } else { now };
+        if self.shutdown.is_some() {
+            self.mark_all_gone(now); // no other session will be opened
+        }
     }
 
     fn end_session(&mut self, now: Timestamp, id: SessionId, why: &str, runners_until: Option<Timestamp>) {

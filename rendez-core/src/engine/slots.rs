@@ -14,7 +14,6 @@ use crate::{FencingToken, OperationId, Slot, Timestamp};
 use super::Engine;
 use super::api::{Action, CheckpointError, Event, RequestId, RunnerEnd, StopReason};
 use super::outbox::Lane;
-use super::session::Phase;
 use super::tenure::{Local, Promise, Run, Tenure, Then};
 
 impl Engine {
@@ -495,7 +494,7 @@ impl Engine {
     /// Sets the next alarm of a slot, and drops what needs no remembering.
     pub(super) fn set_alarm(&mut self, now: Timestamp, slot: &Slot) {
         let Some(local) = self.slots.get(slot) else { return };
-        let at = local.tenure.as_ref().map_or(Timestamp::NEVER, |tenure| self.tenure_due(local, tenure));
+        let at = local.tenure.as_ref().map_or(Timestamp::NEVER, |tenure| self.tenure_due(now, local, tenure));
         let at = if at == Timestamp::NEVER { None } else { Some(at.max(now)) };
         let Some(local) = self.slots.get_mut(slot) else { return };
         if local.alarm != at {
@@ -513,15 +512,15 @@ impl Engine {
     }
 
     /// When a tenure wants something by itself. What hangs on the session's deadline comes from the session.
-    fn tenure_due(&self, local: &Local, tenure: &Tenure) -> Timestamp {
+    fn tenure_due(&self, now: Timestamp, local: &Local, tenure: &Tenure) -> Timestamp {
         let lead = self.config.timing.stop_lead();
         let grace = self.config.runners.abort_grace;
         match &tenure.run {
             Run::Waiting { from } if token_may_start(local, tenure) => {
-                let from = (*from).max(self.quiet_until);
+                let from = (*from).max(self.quiet_until).max(now);
                 let deadline = self.deadline_of(tenure);
                 let late = deadline.saturating_sub(lead) <= from;
-                let open = matches!(self.phase, Phase::Open(_));
+                let open = self.session().is_some_and(|(session, _)| session == tenure.session);
                 if late || !open { Timestamp::NEVER } else { from }
             }
             Run::Waiting { .. } | Run::Over { .. } => Timestamp::NEVER,

@@ -1,8 +1,8 @@
 //! The policy `balanced`: even counts, and as few moves as that takes.
 //!
 //! The order of things: what is held stays where it is, within the rules and caps; pins come first among what
-//! does not. Orphans go to the best nodes that have room in their bands. Then held slots move while that makes
-//! the spread better. How shares come about and how a better move is found stand in their own files.
+//! does not. Orphans go to the best nodes that have room in their bands. Where those could be placed
+//! better they are, as that costs nothing; then held slots move while that makes the spread better. How shares come about and how a better move is found stand in their own files.
 
 use super::descent::Descent;
 use super::draft::{Bid, Draft};
@@ -13,10 +13,10 @@ use super::world::{NONE, Place};
 /// Decides all slots of these workloads, given that those of others are counted. Returns the shares.
 pub(super) fn place(draft: &mut Draft<'_>, loads: &[u32]) -> Shares {
     let world = draft.world;
-    let mut free = settle(draft, loads);
+    let homeless = settle(draft, loads);
     let shares = Shares::of(world, &pools(world, &kept(draft)));
 
-    free = draft.fill(&free, |draft, load, node| {
+    let mut free = draft.fill(&homeless, |draft, load, node| {
         draft.has_room(load, node)
             && draft.total[node as usize] < shares.total(node).high
             && draft.count(load, node) < shares.of_load(world, load, node).high
@@ -28,7 +28,7 @@ pub(super) fn place(draft: &mut Draft<'_>, loads: &[u32]) -> Shares {
     if !free.is_empty() {
         rescue::place(draft, loads, &free);
     }
-    Descent::new(draft, &shares, loads).run();
+    Descent::new(draft, &shares, loads).run(&homeless);
     shares
 }
 

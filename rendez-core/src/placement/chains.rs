@@ -70,14 +70,14 @@ impl Descent<'_, '_> {
         let entry = &world.loads[load as usize];
         let limits = self.nodes.iter().map(|node| entry.pairs[*node as usize].units).filter(|units| *units > 0);
         let least = limits.min().unwrap_or(0);
-        if entry.is_plain() && least == entry.units {
+        if entry.is_plain() && least == entry.units && self.is_free() {
             return Kinds { free_at: None, odd: Vec::new() };
         }
         let refused: BTreeSet<_> = entry.refused.iter().map(|(unit, _)| *unit).collect();
         let mut kinds = Kinds { free_at: Some(BTreeSet::new()), odd: Vec::new() };
         for (unit, owner) in self.draft.owners[load as usize].iter().enumerate() {
             let unit = unit as u32;
-            if *owner == NONE || !world.nodes[*owner as usize].accepts || entry.pins.contains_key(&unit) {
+            if *owner == NONE || !world.nodes[*owner as usize].accepts || !self.is_movable(Place { load, unit }) {
                 continue;
             }
             if unit >= least || refused.contains(&unit) {

@@ -192,6 +192,10 @@ impl Bid {
         Self::rated(world, place, node, Rating::of(slot, entry.hash, entry.weight))
     }
 
+    pub(super) fn rating(&self) -> Rating {
+        self.rating
+    }
+
     fn rated(world: &World, place: Place, node: u32, rating: Rating) -> Self {
         Self {
             rating,

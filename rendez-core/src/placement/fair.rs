@@ -210,7 +210,7 @@ impl Flow {
             let mut amount = self.has[pool];
             let first = pool;
             let last = loop {
-                let Some((claim, arc)) = pools_seen[pool] else { return None };
+                let (claim, arc) = pools_seen[pool]?;
                 amount = amount.min(self.arcs[pool][arc].1);
                 path.push((pool, arc, true));
                 match claims_seen[claim] {
@@ -292,13 +292,11 @@ mod tests {
             let mut claim =
                 || Claim { weight: 1 + below(4), cap: if capped && below(3) == 0 { below(12) } else { 1 << 40 } };
             let claims: Vec<_> = (0..count).map(|_| claim()).collect();
-            let mut pool = || Pool {
-                slots: below(20),
-                takers: (0..count)
-                    .filter_map(|at| {
-                        (below(3) > 0).then(|| (at, if capped && below(3) == 0 { below(6) } else { 1 << 40 }))
-                    })
-                    .collect(),
+            let mut pool = || {
+                let takers: Vec<_> = (0..count).filter(|_| below(3) > 0).collect();
+                let mut cap = |at| (at, if capped && below(3) == 0 { below(6) } else { 1 << 40 });
+                let takers = takers.into_iter().map(&mut cap).collect();
+                Pool { slots: below(20), takers }
             };
             let pools: Vec<_> = (0..1 + round % 4).map(|_| pool()).collect();
             let expected = by_definition(&claims, &pools);

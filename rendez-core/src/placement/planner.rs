@@ -211,8 +211,25 @@ impl Planner {
         counts
     }
 
+    /// Whether the receiver of an offer should agree to it: the move is forced, or the spread gets better, or
+    /// this node's own plan has the same move and the giver has as many as its records say. The last is for the
+    /// moves of a chain, of which one alone makes nothing better.
+    ///
+    /// The counts are as in [`lowers_phi`](Self::lowers_phi).
+    pub fn agrees_to(&mut self, slot: &Slot, giver: (&NodeId, Counts), receiver: (&NodeId, Counts)) -> bool {
+        if self.desired(slot).node() == Some(receiver.0) {
+            let planned = self.leaving(giver.0).into_iter().find(|it| it.slot == *slot);
+            if planned.is_some_and(|it| !it.cause.is_voluntary() || self.held(giver.0, &slot.workload) == giver.1) {
+                return true;
+            }
+        }
+        let permitted = self.world.place(slot).zip(self.world.node(receiver.0));
+        permitted.is_some_and(|(place, node)| self.world.may_take(place, node))
+            && self.lowers_phi(&slot.workload, giver, receiver)
+    }
+
     /// Whether the spread gets better if one slot of a workload moves from a giver to a receiver that have this
-    /// many: the receiver of a voluntary offer asks, with what it was promised counted in, before it agrees.
+    /// many, what was promised to the receiver counted in. Caps and rules are not looked at.
     pub fn lowers_phi(
         &mut self,
         workload: &WorkloadName,

@@ -121,7 +121,7 @@ impl Shares {
         let mut shares =
             Self { totals: vec![Band::ANY; world.nodes.len()], exact: vec![0.0; world.nodes.len()], levels };
         let takers: Vec<_> = world.live().filter(|node| world.nodes[*node as usize].accepts).collect();
-        for (node, (claim, level)) in takers.iter().zip(totals(world, pools, &takers)) {
+        for (node, (claim, level)) in takers.iter().zip(totals(world, pools, &takers, &shares.levels)) {
             shares.totals[*node as usize] = level.band(claim, world.load_factor);
             shares.exact[*node as usize] = level.share(claim);
         }
@@ -149,7 +149,7 @@ impl Shares {
 }
 
 /// What each node may get of all workloads together, and at which level.
-fn totals(world: &World, pools: &[u32], takers: &[u32]) -> Vec<(Claim, Level)> {
+fn totals(world: &World, pools: &[u32], takers: &[u32], levels: &[Level]) -> Vec<(Claim, Level)> {
     let slots = world.order.iter().map(|load| u64::from(pools[*load as usize])).sum();
     let mut alike = true;
     let claims = takers.iter().map(|node| {
@@ -164,8 +164,12 @@ fn totals(world: &World, pools: &[u32], takers: &[u32]) -> Vec<(Claim, Level)> {
         Claim { weight: entry.weight.into(), cap: caps.min(entry.capacity.into()) }
     });
     let claims: Vec<_> = claims.collect();
-    if alike || world.order.len() == 1 {
-        let level = Level::of(slots, &claims);
+    // Where each workload alone is shared by weight among all, so is the sum.
+    let weights = claims.iter().map(|claim| claim.weight).sum();
+    let by_weight = |load: &u32| levels[*load as usize] == Level { slots: pools[*load as usize].into(), weights };
+    let level = Level::of(slots, &claims);
+    let even = level == Level { slots, weights } && world.order.iter().all(by_weight);
+    if even || alike || world.order.len() == 1 {
         return claims.into_iter().map(|claim| (claim, level)).collect();
     }
     let pools = world.order.iter().map(|load| {

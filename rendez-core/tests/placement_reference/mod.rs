@@ -147,6 +147,7 @@ pub(crate) fn balanced(world: &World, planner: &mut Planner) -> Option<Plan> {
             shed(&mut placed, slot);
         }
     }
+    let homeless = free.clone();
     free = fill(world, &mut placed, free, |placed, name, id| {
         let bands = bands.get(id, name);
         total(placed, id) < bands.total.high && count(placed, name, id) < bands.of_workload.high
@@ -158,18 +159,21 @@ pub(crate) fn balanced(world: &World, planner: &mut Planner) -> Option<Plan> {
     if !free.is_empty() {
         return None;
     }
-    while let Some((slot, id)) = best_move(world, &bands, &placed) {
-        placed.insert(slot, id);
-    }
-    let phi = bands.phi(world, &placed);
-    for (first, to) in moves(world, &placed) {
-        let mut one = placed.clone();
-        one.insert(first, to);
-        for (second, to) in moves(world, &one) {
-            let mut two = one.clone();
-            two.insert(second, to);
-            if bands.phi(world, &two) < phi && within_caps(world, &two) {
-                return None;
+    // First those that have just been given a place, whose moves cost nothing; then all.
+    for only in [Some(&homeless), None] {
+        while let Some((slot, id)) = best_move(world, &bands, &placed, only) {
+            placed.insert(slot, id);
+        }
+        let phi = bands.phi(world, &placed);
+        for (first, to) in moves(world, &placed, only) {
+            let mut one = placed.clone();
+            one.insert(first, to);
+            for (second, to) in moves(world, &one, only) {
+                let mut two = one.clone();
+                two.insert(second, to);
+                if bands.phi(world, &two) < phi && within_caps(world, &two) {
+                    return None;
+                }
             }
         }
     }
@@ -184,8 +188,9 @@ fn within_caps(world: &World, placed: &Placed) -> bool {
 }
 
 /// All single moves that the rules permit, caps aside.
-fn moves(world: &World, placed: &Placed) -> Vec<(Slot, NodeId)> {
+fn moves(world: &World, placed: &Placed, only: Option<&BTreeSet<Slot>>) -> Vec<(Slot, NodeId)> {
     let movable = placed.iter().filter(|(slot, owner)| !world.pins.contains_key(slot) && world.nodes[*owner].accepts);
+    let movable = movable.filter(|(slot, _)| only.is_none_or(|only| only.contains(slot)));
     let pairs = movable.flat_map(|(slot, owner)| {
         let others = world.nodes.keys().filter(move |id| *id != owner && world.may_take(slot, id));
         others.map(|id| (slot.clone(), id.clone()))
@@ -193,10 +198,15 @@ fn moves(world: &World, placed: &Placed) -> Vec<(Slot, NodeId)> {
     pairs.collect()
 }
 
-fn best_move(world: &World, bands: &AllBands, placed: &Placed) -> Option<(Slot, NodeId)> {
+fn best_move(
+    world: &World,
+    bands: &AllBands,
+    placed: &Placed,
+    only: Option<&BTreeSet<Slot>>,
+) -> Option<(Slot, NodeId)> {
     let mut least = bands.phi(world, placed);
     let mut best: Option<(Slot, NodeId)> = None;
-    for (slot, id) in moves(world, placed) {
+    for (slot, id) in moves(world, placed, only) {
         if !has_room(world, placed, &slot.workload, &id) {
             continue;
         }

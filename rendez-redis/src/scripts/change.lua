@@ -208,19 +208,20 @@ function kinds.readopt(field, factor, wanted)
     touch(field)
 end
 
-local outcomes = {}
+local outcomes, texts = {}, {}
 for at = first, #ARGV, WIDTH do
     local field, wanted = ARGV[at + 1], tonumber(ARGV[at + 3])
     local conflict = kinds[ARGV[at]](field, ARGV[at + 2], wanted, unpack(ARGV, at + 4, at + 7))
     local slot = slots[field]
     outcomes[#outcomes + 1] = conflict or 'done'
-    outcomes[#outcomes + 1] = slot and write_slot(slot) or false
+    texts[field] = slot and write_slot(slot) or false
+    outcomes[#outcomes + 1] = texts[field]
     outcomes[#outcomes + 1] = slot and slot.holder == id and checkpoints[field] or false
 end
 local writes = {}
 for field in pairs(changed) do
     writes[#writes + 1] = field
-    writes[#writes + 1] = write_slot(slots[field])
+    writes[#writes + 1] = texts[field]
 end
 put_all('HSET', SLOTS, writes)
 for field in pairs(saved) do call('HSET', CHECKPOINTS, field, checkpoints[field]) end

@@ -2,18 +2,23 @@
 
 local id, since, changes_max = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
-local s = session(id)
-if not (s and s.live) then return { 'LOST', finish() } end
+-- Only what a heartbeat needs is read from the record: the rest of it is most of it.
+local record = call('HGET', SESSIONS, id)
+local expires = record and call('ZSCORE', EXPIRY, id)
+if not expires or tonumber(expires) <= now then return { 'LOST', finish() } end
+local ttl, count, digest = match(record, '^%x*\t(%d*)\t%d*\t%x*\t%d*\t(%d*)\t(%d*)\t')
 
-if ARGV[13] ~= '' and ARGV[12] ~= s.node then
+local info = ARGV[13]
+local s = info ~= '' and session(id)
+if s and ARGV[12] ~= s.node then
     finish()
     return { 'NODE', s.node }
 end
 
 -- First what must happen, then what is only read.
-call('ZADD', EXPIRY, text(now + tonumber(s.ttl)), id)
-if ARGV[13] ~= '' and ARGV[13] ~= s.info then
-    s.info, s.dirty = ARGV[13], true
+call('ZADD', EXPIRY, text(now + tonumber(ttl)), id)
+if s and info ~= s.info then
+    s.info, s.dirty = info, true
     s.revision = log('session' .. SEP .. id)
     hint('*')
 end
@@ -61,4 +66,4 @@ for i = 1, #ending, 2 do
     end
 end
 
-return { 'BEAT', s.ttl, s.count, s.digest, sync, up_to, more, changes, due, unpack(stamp) }
+return { 'BEAT', ttl, count, digest, sync, up_to, more, changes, due, unpack(stamp) }

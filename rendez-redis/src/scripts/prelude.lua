@@ -211,7 +211,10 @@ local function log(member)
     return at
 end
 
-local function hint(payload) call('PUBLISH', ARGV[6], payload) end
+-- Hints are sent when all is done, each once.
+local hints = {}
+
+local function hint(payload) hints[payload] = true end
 
 local function end_session(id, node)
     call('ZREM', EXPIRY, id)
@@ -279,5 +282,6 @@ local function finish()
         call('HSET', META, 'state', concat({ LAYOUT, generation, text(revision), text(token), text(quiet_from),
             text(quiet_until), text(floor), text(ttl_max), cold, replid_was }, ' ') .. ancestors)
     end
+    for payload in pairs(hints) do call('PUBLISH', ARGV[6], payload) end
     return generation, revision, now, token, quiet()
 end

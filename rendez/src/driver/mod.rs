@@ -466,7 +466,8 @@ impl Driver {
         let last_abort = self.runners.stop_all(boot_time() + self.timing.stop_budget);
         self.watch = None;
         self.calls.shutdown().await;
-        self.warm_ups.shutdown().await;
+        // One that blocks its thread cannot be waited for.
+        let _ = tokio::time::timeout(SHUTDOWN_SLACK, self.warm_ups.shutdown()).await;
         self.tickets.clear();
         self.published.session.send_replace(None);
         // A shutdown that is over its time does not wait for runners.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rendez_core::Timestamp;
 
-use super::policy;
+use super::{WAKE_MAX, policy};
 use crate::boot_time;
 use crate::handle::Published;
 use crate::lease::SlotLease;
@@ -76,11 +76,12 @@ fn watch(state: &State, published: &Published, policy: &OverrunPolicy) {
         let owned = published.owned.load_full();
         let looked_at = Timestamp::from_nanos(state.looked_at.load(Ordering::Acquire));
         let now = boot_time();
-        let missed = |lease: &&SlotLease| lease.deadline() <= now && looked_at < lease.deadline();
+        // A driver that only sleeps looks every `WAKE_MAX`.
+        let stuck = now.since(looked_at) > WAKE_MAX * 2;
+        let missed = |lease: &&SlotLease| stuck && lease.deadline() <= now && looked_at < lease.deadline();
         if !owned.iter().any(|lease| missed(&lease)) {
             ticks = 0;
-            let next = owned.iter().map(SlotLease::deadline).filter(|deadline| *deadline > now).min();
-            sleep = next.map_or(LOOK_EVERY, |next| next.since(now).clamp(TICK, LOOK_EVERY));
+            sleep = LOOK_EVERY;
             continue;
         }
         ticks += u32::from(ticks == 0 || slept.elapsed() < sleep * 2);

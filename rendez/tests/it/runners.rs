@@ -211,6 +211,30 @@ async fn a_runner_that_outlives_its_lost_lease_is_handed_to_the_policy() {
     handle.shutdown().await.unwrap();
 }
 
+/// Set in the process that shall end itself.
+const OVERRUN: &str = "RENDEZ_TEST_OVERRUN";
+
+#[test]
+fn an_overrun_of_a_lost_lease_ends_the_process_unless_something_else_was_chosen() {
+    if std::env::var_os(OVERRUN).is_none() {
+        let mut me = std::process::Command::new(std::env::current_exe().unwrap());
+        me.args(["--exact", "runners::an_overrun_of_a_lost_lease_ends_the_process_unless_something_else_was_chosen"]);
+        let ended = me.env(OVERRUN, "1").output().unwrap();
+        assert_eq!(ended.status.code(), Some(rendez::EXIT_CODE_OVERRUN), "{ended:?}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = TestStore::new();
+        let builder = node(&store, "a", 1).overrun_policy(rendez::OverrunPolicy::default());
+        let builder = builder.runner(|_: SlotContext| async { std::thread::sleep(crate::support::PATIENCE * 2) });
+        let handle = builder.start().await.unwrap();
+        owns(&handle, 1).await;
+        store.always("heartbeat", crate::store::Fault::Hangs);
+        eventually("the end of the process", || false).await;
+    });
+}
+
 #[test]
 fn a_runtime_that_its_runners_block_is_noticed_from_outside() {
     let store = TestStore::new();

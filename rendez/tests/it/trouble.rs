@@ -1,9 +1,13 @@
 //! Stores that panic, hang, lose answers or have no watch: no restart is ever needed.
 
-use rendez::{ErrorKind, Event};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rendez::{ErrorKind, Event, SlotContext, boot_time};
 
 use crate::store::{Fault, TestStore};
-use crate::support::{Diary, eventually, idle, inbox, node, owns};
+use crate::support::{Diary, config, eventually, idle, inbox, node, owns};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn single_faults_of_every_request_cost_nothing_but_time() {
@@ -60,4 +64,58 @@ async fn a_store_without_a_watch_is_asked_for_it_once() {
     owns(&b, 4).await;
     assert_eq!(store.watches_opened(), 2);
     b.shutdown().await.unwrap();
+}
+
+/// Set in the process that is paused.
+const PAUSED: &str = "RENDEZ_TEST_PAUSED";
+
+#[test]
+fn a_process_that_was_paused_beyond_its_lease_knows_so_before_it_goes_on() {
+    if std::env::var_os(PAUSED).is_some() {
+        return run_until_killed();
+    }
+    let mut me = Command::new(std::env::current_exe().unwrap());
+    me.args(["--exact", "trouble::a_process_that_was_paused_beyond_its_lease_knows_so_before_it_goes_on"]);
+    let mut child = me.arg("--nocapture").env(PAUSED, "1").stdout(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let signal = |name: &str| {
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
+        assert!(sent.success());
+    };
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = lines.filter_map(|line| line.split_once("PAUSED ").map(|(_, what)| what.to_owned()));
+    assert_eq!(lines.next().as_deref(), Some("runs"));
+    signal("STOP");
+    std::thread::sleep(config().timing.session_ttl * 3 / 2);
+    signal("CONT");
+    assert_eq!(lines.next().as_deref(), Some("lost"), "nothing was done under the old lease");
+    assert_eq!(lines.next().as_deref(), Some("runs"), "and nobody had to restart it");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn run_until_killed() {
+    let runner = |ctx: SlotContext| async move {
+        println!("PAUSED runs");
+        let mut last = boot_time();
+        loop {
+            let now = boot_time();
+            if ctx.check().is_err() {
+                break;
+            }
+            if now.since(last) > config().timing.session_ttl {
+                println!("PAUSED went on");
+            }
+            last = now;
+            std::thread::sleep(Duration::from_millis(1));
+            tokio::task::yield_now().await;
+        }
+        println!("PAUSED lost");
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let _handle = node(&TestStore::new(), "a", 1).runner(runner).start().await.unwrap();
+        // Its parent kills it; without one it ends by itself.
+        tokio::time::sleep(crate::support::PATIENCE * 2).await;
+    });
 }
