@@ -286,3 +286,20 @@ async fn a_name_in_use_and_stores_that_refuse_have_exit_codes_of_their_own() {
     let (code, said) = rendez(&format!("redis://127.0.0.1:{port}"), &[]);
     assert_eq!(code, Some(3), "{said}");
 }
+
+#[test]
+fn a_command_can_be_tried_out_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let process = Command::new(env!("CARGO_BIN_EXE_rendez"))
+        .args(["agent", "--store", "memory:", "--cluster", "c", "--workload", "x=1", "--session-ttl", "3s", "--"])
+        .args(["sh", "-c", "echo here; exec sleep 60"])
+        .stdout(File::create(&out).unwrap())
+        .stderr(File::create(folder.path().join("err")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut agent = Agent { process, records: PathBuf::new(), err: folder.path().join("err"), out };
+    wait_for("the line of the child", || (fs::read_to_string(&agent.out).unwrap() == "x/0 | here\n").then_some(()));
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.exit_code(), Some(0), "{}", agent.said());
+}
