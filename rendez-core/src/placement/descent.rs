@@ -5,7 +5,7 @@
 //! depends on counts alone and is kept in small tables; scores are computed only for slots that may move at all.
 //! Chains of moves are found elsewhere.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::draft::{Bid, Draft};
 use super::score::{Rating, pair_hash};
@@ -50,11 +50,11 @@ pub(super) struct Descent<'d, 'w> {
     entered: Vec<[Vec<u32>; SIDES]>,
     /// By workload and change of the giver: the units that may be given so, in the order in which that came
     /// about. Some can be given no more.
-    pools: HashMap<(usize, i8), Vec<u32>>,
+    pools: BTreeMap<(usize, i8), Vec<u32>>,
     /// The best of a pool for one receiver.
-    shelves: HashMap<(usize, i8, u32), Shelf>,
+    shelves: BTreeMap<(usize, i8, u32), Shelf>,
     /// By workload and both changes: the best move.
-    fronts: HashMap<(usize, i8, i8), Front>,
+    fronts: BTreeMap<(usize, i8, i8), Front>,
 }
 
 /// The only slots that may move for now.
@@ -112,9 +112,9 @@ impl<'d, 'w> Descent<'d, 'w> {
             givers: Vec::new(),
             receivers: Vec::new(),
             entered: Vec::new(),
-            pools: HashMap::new(),
-            shelves: HashMap::new(),
-            fronts: HashMap::new(),
+            pools: BTreeMap::new(),
+            shelves: BTreeMap::new(),
+            fronts: BTreeMap::new(),
         }
     }
 
