@@ -3,12 +3,16 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+#[cfg(target_os = "linux")]
 use tracing_subscriber::EnvFilter;
 
+#[cfg(target_os = "linux")]
 use crate::agent::{self, AgentArgs};
+use crate::demo;
 use crate::exit::finish;
+#[cfg(target_os = "linux")]
+use crate::guardian;
 use crate::status::{self, StatusArgs};
-use crate::{demo, guardian};
 
 /// Runs each slot of work in exactly one place, through leases in a store
 #[derive(Debug, Parser)]
@@ -23,21 +27,25 @@ const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failure, 2 usage, 3 store, 4 nod
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Take part in a cluster, and run one child process for each slot that this node owns
+    #[cfg(target_os = "linux")]
     Agent(Box<AgentArgs>),
     /// Say who is there, who runs what, and why where that is not as it should be
     Status(StatusArgs),
     /// Show in a few seconds what this is about: nodes start, die, join and leave, and no slot ever runs twice
     Demo,
     /// Guards the children of an agent
+    #[cfg(target_os = "linux")]
     #[command(hide = true)]
     Guardian,
     /// Keeps one child of an agent
+    #[cfg(target_os = "linux")]
     #[command(hide = true)]
     Keeper {
         /// The slot, for people who list processes
         name: String,
     },
     /// Becomes the command of a child
+    #[cfg(target_os = "linux")]
     #[command(hide = true)]
     ExecChild(guardian::ExecChild),
 }
@@ -45,19 +53,24 @@ enum Command {
 /// Does what the command line says.
 pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
+        #[cfg(target_os = "linux")]
         Command::Agent(args) => {
             log_to_stderr();
             finish(agent::agent(*args))
         }
         Command::Status(args) => finish(status::status(&args)),
         Command::Demo => finish(demo::demo()),
+        #[cfg(target_os = "linux")]
         Command::Guardian => helper("guardian", guardian::guardian()),
+        #[cfg(target_os = "linux")]
         Command::Keeper { name } => helper(&format!("keeper of {name}"), guardian::keeper()),
+        #[cfg(target_os = "linux")]
         Command::ExecChild(args) => guardian::exec_child(&args),
     }
 }
 
 /// What happens, for people; `RUST_LOG` chooses how much of it.
+#[cfg(target_os = "linux")]
 fn log_to_stderr() {
     // The agent tells the driver's events itself, in sentences.
     let filter = EnvFilter::try_from_default_env()
@@ -71,6 +84,7 @@ fn log_to_stderr() {
         .init();
 }
 
+#[cfg(target_os = "linux")]
 fn helper(name: &str, result: std::io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

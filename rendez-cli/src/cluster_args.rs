@@ -21,7 +21,7 @@ pub(crate) struct ClusterArgs {
     /// The cluster
     #[arg(long)]
     cluster: Option<String>,
-    /// A file in TOML with whatever the command line does not say; RENDEZ_CONFIG_<KEY> in the environment counts before it
+    /// A file in TOML with what the command line does not say; `RENDEZ_CONFIG_KEY` in the environment counts before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// How long to wait for the store at the start; 10s unless given

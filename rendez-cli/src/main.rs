@@ -1,11 +1,18 @@
 //! The command `rendez`.
+//!
+//! `agent` and its helpers are for Linux only, because nothing else can tell for certain that all descendants of a
+//! process are gone.
 
+#![cfg_attr(not(target_os = "linux"), allow(dead_code))]
+
+#[cfg(target_os = "linux")]
 mod agent;
 mod cli;
 mod cluster_args;
 mod demo;
 mod duration;
 mod exit;
+#[cfg(target_os = "linux")]
 mod guardian;
 mod status;
 mod store_url;

@@ -36,6 +36,9 @@ const READINGS_MAX: u32 = 3;
 pub(crate) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let config = resolve(&args.cluster.config()?)?;
     let (url, cluster) = (StoreUrl::of(&config)?, &config.cluster);
+    if !url.is_shared() {
+        return Err(Failure::new(Exit::Usage, "the store memory: lives inside one agent and cannot be looked into"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Failure, format!("cannot start: {error}")))?;
     let mut view = runtime.block_on(async {

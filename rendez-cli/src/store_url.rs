@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendez::{ErrorKind, LeaseStore, ResolvedConfig};
+use rendez::{ErrorKind, LeaseStore, MemoryStore, ResolvedConfig};
 use rendez_redis::{RedisOptions, RedisStore};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -14,6 +14,9 @@ use crate::exit::{Exit, Failure};
 
 const SCHEMES: [&str; 6] =
     ["redis://", "rediss://", "redis-sentinel://", "rediss-sentinel://", "redis-cluster://", "rediss-cluster://"];
+
+/// A store that lives in this very process: to try a command out, alone.
+const MEMORY: &str = "memory:";
 
 /// The pauses between two tries to reach a store.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -40,12 +43,20 @@ impl StoreUrl {
         let Some(url) = config.store.clone() else {
             return Err(usage("which store? give --store URL or --store-file PATH".to_owned()));
         };
-        if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
-            return Err(usage(format!("this is no store that can be used here: begin with {}", SCHEMES.join(", "))));
+        if url != MEMORY && !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
+            let schemes = SCHEMES.join(", ");
+            return Err(usage(format!(
+                "this is no store that can be used here: begin with {schemes}, or write {MEMORY}"
+            )));
         }
         let store = Self { url, options: config.store_options.clone() };
         store.redis_options(config.engine.timing.operation_timeout).map_err(usage)?;
         Ok(store)
+    }
+
+    /// Whether other processes can reach it too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.url != MEMORY
     }
 
     /// Reaches the store. What may pass is tried again until the time is over.
@@ -54,6 +65,9 @@ impl StoreUrl {
         within: Duration,
         operation_timeout: Duration,
     ) -> Result<Arc<dyn LeaseStore>, Failure> {
+        if !self.is_shared() {
+            return Ok(Arc::new(MemoryStore::new()));
+        }
         let mut options = self.redis_options(operation_timeout).map_err(|what| Failure::new(Exit::Usage, what))?;
         options.connect_timeout = options.connect_timeout.min(within);
         let give_up_at = Instant::now() + within;

@@ -40,7 +40,7 @@ async fn run(plan: Plan) -> Result<(), Failure> {
     let engine = &plan.config.engine;
     let timing = engine.timing.clone();
     let guardian = Guardian::start(GuardianSetup {
-        store: Some(plan.store.clone()),
+        store: plan.store.is_shared().then(|| plan.store.clone()),
         cluster: plan.config.cluster.to_string(),
         stop_lead: timing.stop_lead(),
         kill_lead: engine.runners.abort_grace.max(timing.pause_allowance / 2),

@@ -43,7 +43,7 @@ impl Stage {
         let err = self.folder.path().join(format!("{node}.err"));
         let out = self.folder.path().join(format!("{node}.out"));
         let process = Command::new(env!("CARGO_BIN_EXE_rendez"))
-            .env("RENDEZ_CONFIG_SECRET", "hunter2")
+            .env("RENDEZ_CONFIG_ZONE", "hunter2")
             .args(["agent", "--store", &self.redis.url(), "--cluster", "c", "--node", node, "--session-ttl", ttl])
             .args(["--workload", &format!("inbox={SLOTS}"), "--drain-timeout", "10s", "--connect-timeout", "20s", "--"])
             .args(command)
@@ -245,7 +245,7 @@ async fn told_twice_it_ends_at_once_and_lets_go_all_the_same() {
 async fn commands_have_their_placeholders_and_environment() {
     let stage = Stage::new().await;
     let script =
-        "echo \"{slot} {unit} $RENDEZ_CLUSTER/$RENDEZ_NODE $RENDEZ_SLOT [$RENDEZ_CONFIG_SECRET]\"; exec sleep 60";
+        "echo \"{slot} {unit} $RENDEZ_CLUSTER/$RENDEZ_NODE $RENDEZ_SLOT [$RENDEZ_CONFIG_ZONE]\"; exec sleep 60";
     let one = stage.agent_with("one", "5s", &["sh", "-c", script], PathBuf::new());
     let expected = "inbox/3 | inbox/3 3 c/one inbox/3 []\n";
     wait_for("the line of a child", || fs::read_to_string(&one.out).unwrap().contains(expected).then_some(()));
@@ -285,4 +285,21 @@ async fn a_name_in_use_and_stores_that_refuse_have_exit_codes_of_their_own() {
     });
     let (code, said) = rendez(&format!("redis://127.0.0.1:{port}"), &[]);
     assert_eq!(code, Some(3), "{said}");
+}
+
+#[test]
+fn a_command_can_be_tried_out_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let process = Command::new(env!("CARGO_BIN_EXE_rendez"))
+        .args(["agent", "--store", "memory:", "--cluster", "c", "--workload", "x=1", "--session-ttl", "3s", "--"])
+        .args(["sh", "-c", "echo here; exec sleep 60"])
+        .stdout(File::create(&out).unwrap())
+        .stderr(File::create(folder.path().join("err")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut agent = Agent { process, records: PathBuf::new(), err: folder.path().join("err"), out };
+    wait_for("the line of the child", || (fs::read_to_string(&agent.out).unwrap() == "x/0 | here\n").then_some(()));
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.exit_code(), Some(0), "{}", agent.said());
 }

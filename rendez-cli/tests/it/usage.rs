@@ -100,3 +100,36 @@ fn help_names_the_commands_for_people_and_not_the_helpers() {
         assert!(!text.contains(helper), "{text}");
     }
 }
+
+#[test]
+fn flags_count_before_the_environment_and_that_before_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rendez.toml");
+    let text = |ttl: &str| {
+        format!("cluster = 'c'\nstore = 'redis://u:hunter2@127.0.0.1:1'\nsession_ttl = '{ttl}'\n[workloads]\nx = 1\n")
+    };
+    std::fs::write(&file, text("6s")).unwrap();
+    let agent = |environment: &[(&str, &str)], more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rendez"));
+        command.args(["agent", "--config", file.to_str().unwrap(), "--connect-timeout", "300ms"]);
+        let output = command.args(more).envs(environment.iter().copied()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!error.contains("hunter2"), "{error}");
+        (output.status.code().unwrap(), error)
+    };
+    // All that is wrong is that nobody listens there.
+    let (code, said) = agent(&[], &[]);
+    assert_eq!(code, 3, "{said}");
+    let (code, said) = agent(&[("RENDEZ_CONFIG_SESSION_TTL", "1ns")], &[]);
+    assert!(code == 2 && said.contains("RENDEZ_CONFIG_SESSION_TTL"), "{said}");
+    let (code, said) = agent(&[("RENDEZ_CONFIG_STOP_BUDGET", "1h")], &["--stop-budget", "1s"]);
+    assert_eq!(code, 3, "{said}");
+    let (code, said) = agent(&[("RENDEZ_CONFIG_NONSENSE", "1")], &[]);
+    assert!(code == 2 && said.contains("no such key"), "{said}");
+    std::fs::write(&file, text("never")).unwrap();
+    let (code, said) = agent(&[], &[]);
+    assert!(code == 2 && said.contains("rendez.toml, line 3"), "{said}");
+    std::fs::write(&file, text("6s") + "[store_options]\npasword = 'hunter2'\n").unwrap();
+    let (code, said) = agent(&[], &[]);
+    assert!(code == 2 && said.contains("pasword"), "{said}");
+}
