@@ -13,6 +13,7 @@ pub mod placement;
 mod records;
 mod slot;
 pub mod stabilizer;
+pub mod status;
 mod store;
 mod time;
 mod view;
@@ -31,6 +32,7 @@ pub use records::{
     WorkloadRecord,
 };
 pub use slot::{Slot, SlotError, UNITS_MAX};
+pub use status::Status;
 pub use store::{
     AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
     CloseRequest, Conflict, Cursor, Due, ErrorKind, Fencing, HeartbeatRequest, Held, Known, LeaseStore, OpenRequest,

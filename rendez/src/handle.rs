@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rendez_core::{
-    ClusterName, Command, Declared, DynamicWorkloads, Event, Generation, NodeId, SessionId, Slot, StoppedReason,
-    UNITS_MAX, WorkloadName,
+    ClusterName, Command, Declared, DynamicWorkloads, Event, Generation, NodeId, SessionId, Slot, Status,
+    StoppedReason, UNITS_MAX, WorkloadName,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -124,10 +124,13 @@ pub enum CommandError {
 
 pub(crate) type Outcome = Option<Result<StoppedReason, DriverError>>;
 
-/// A command on its way to the driver.
-pub(crate) struct Order {
-    pub(crate) command: Command,
-    pub(crate) taken: oneshot::Sender<()>,
+/// What a handle asks of the driver.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// To carry out a command, and to say when it is taken in.
+    Command { command: Command, taken: oneshot::Sender<()> },
+    /// To tell the cluster's status.
+    Status { told: oneshot::Sender<Status> },
 }
 
 /// What the driver lets others see.
@@ -211,6 +214,18 @@ impl Handle {
             Some(events) => events.subscribe(),
             None => broadcast::channel(1).1,
         })
+    }
+
+    /// The cluster as this node sees it now: nodes, workloads, and slots with their holder, token, desired owner and
+    /// the reason of every orphan and every misplacement. Costs the store nothing. Cancelling it changes nothing.
+    ///
+    /// # Errors
+    /// [`CommandError::Stopped`].
+    pub async fn status(&self) -> Result<Status, CommandError> {
+        let stopped = || CommandError::Stopped { node: self.node().clone() };
+        let (told, telling) = oneshot::channel();
+        self.orders.send(Order::Status { told }).await.map_err(|_| stopped())?;
+        telling.await.map_err(|_| stopped())
     }
 
     /// Sets the node's weight, its part of the work relative to the other nodes. Changes below
@@ -329,7 +344,7 @@ impl Handle {
     async fn order(&self, command: Command) -> Result<(), CommandError> {
         let stopped = || CommandError::Stopped { node: self.node().clone() };
         let (taken, answer) = oneshot::channel();
-        self.orders.send(Order { command, taken }).await.map_err(|_| stopped())?;
+        self.orders.send(Order::Command { command, taken }).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
 }

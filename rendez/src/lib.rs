@@ -86,7 +86,7 @@ pub use metrics::{
 pub use policy::{EXIT_CODE_OVERRUN, OverrunHook, OverrunPolicy};
 pub use rendez_core::{
     Capabilities, CheckpointError, ClusterName, ClusterSettings, Declared, DynamicWorkloads, EngineConfig, ErrorKind,
-    Event, FencingToken, Incarnation, LeaseStore, NodeId, RunnerEnd, SessionId, Slot, StopReason, StoppedReason,
-    StoreError, Timestamp, Timing, TimingError, Watch, WatchHint, WorkloadName, ZoneName,
+    Event, FencingToken, Incarnation, LeaseStore, NodeId, RunnerEnd, SessionId, Slot, Status, StopReason,
+    StoppedReason, StoreError, Timestamp, Timing, TimingError, Watch, WatchHint, WorkloadName, ZoneName,
 };
 pub use runner::{BoxError, Crashed, Runner, RunnerFactory, RunnerOutput};

@@ -174,7 +174,7 @@ pub enum Action {
         /// The slots whose runners keep their old one.
         except: Vec<Slot>,
     },
-    /// Tell a runner to stop.
+    /// Tell a runner to stop. Told again with [`StopReason::Lost`] if its lease is lost while it stops.
     Stop {
         /// The slot.
         slot: Slot,
@@ -454,4 +454,34 @@ pub enum Event {
     },
     /// What the node tells about itself has changed.
     InfoChanged(Box<NodeInfo>),
+}
+
+impl Event {
+    /// The event's name in metrics and logs.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::SessionOpened { .. } => "session_opened",
+            Self::NodeIdInUse { .. } => "node_id_in_use",
+            Self::SessionLost { .. } => "session_lost",
+            Self::NewGeneration { .. } => "new_generation",
+            Self::Acquired { .. } => "acquired",
+            Self::Received { .. } => "received",
+            Self::Readopted { .. } => "readopted",
+            Self::Started { .. } => "started",
+            Self::Stopping { .. } => "stopping",
+            Self::Ended { .. } => "ended",
+            Self::Restarting { .. } => "restarting",
+            Self::GaveUp { .. } => "gave_up",
+            Self::Released { .. } => "released",
+            Self::Offered { .. } => "offered",
+            Self::HandedOver { .. } => "handed_over",
+            Self::OfferRefused { .. } => "offer_refused",
+            Self::Overrun { .. } => "overrun",
+            Self::StoreTrouble { .. } => "store_trouble",
+            Self::StoreBack { .. } => "store_back",
+            Self::SettingsDiffer { .. } => "settings_differ",
+            Self::InfoChanged(_) => "info_changed",
+        }
+    }
 }

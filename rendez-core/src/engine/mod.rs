@@ -26,6 +26,7 @@ pub use api::{
 };
 
 use crate::stabilizer::HeldBack;
+use crate::status::Status;
 use crate::store::{ChangeRequest, ErrorKind, Known};
 use crate::view::ClusterView;
 use crate::{
@@ -245,9 +246,9 @@ impl Engine {
         }
     }
 
-    /// Why slots that should leave this node wait, as of the last look at the plan.
-    pub fn held_back(&self) -> impl Iterator<Item = (&Slot, &HeldBack)> {
-        self.held_back.iter()
+    /// The cluster as this node sees it, with what holds its own moves back.
+    pub fn status(&mut self, now: Timestamp) -> Status {
+        Status::of(&mut self.view, now, &self.held_back)
     }
 
     fn on_command(&mut self, now: Timestamp, command: Command) {

@@ -265,7 +265,7 @@ impl Engine {
         }
         for (slot, token, made, gone) in stale {
             if !gone {
-                self.view.pass_over(now, &slot, &made.to_node, now + self.config.runners.refuse_for);
+                self.view.pass_over(now, &slot, &made.to_node, now + self.config.stabilizers.candidate_grace);
             }
             if let Some(tenure) = self.slots.get_mut(&slot).and_then(|local| local.tenure.as_mut())
                 && matches!(tenure.run, Run::Running { .. } | Run::Waiting { .. })

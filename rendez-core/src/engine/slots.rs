@@ -141,7 +141,7 @@ impl Engine {
                     Some(aborted_at) => {
                         let overrun_at = aborted_at + self.config.runners.abort_grace;
                         let over = now >= overrun_at;
-                        let dead = tenure.gone && now >= overrun_at.max(deadline);
+                        let dead = now >= overrun_at.max(deadline);
                         let (told, terminate_told) = (tenure.overrun_told, tenure.terminate_told);
                         if over && !told {
                             let age = now.since(aborted_at);
@@ -184,10 +184,14 @@ impl Engine {
                 self.actions.push_back(Action::Stop { slot: slot.clone(), token, why, abort_at });
             }
             Run::Waiting { .. } => self.over(now, slot, &why, None),
-            Run::Stopping { why: before, .. } => {
+            Run::Stopping { why: before, abort_at, .. } => {
                 // A runner that stops for its deadline would be started again: not if it shall not run here.
                 if *before == StopReason::Deadline {
-                    *before = why;
+                    before.clone_from(&why);
+                }
+                if why == StopReason::Lost {
+                    let abort_at = *abort_at;
+                    self.actions.push_back(Action::Stop { slot: slot.clone(), token, why, abort_at });
                 }
             }
             Run::Over { then } => {
@@ -533,8 +537,8 @@ impl Engine {
                 let overrun_at = *aborted_at + grace;
                 if !tenure.overrun_told {
                     overrun_at
-                } else if tenure.gone && !tenure.terminate_told {
-                    overrun_at.max(self.deadline_of(tenure))
+                } else if !tenure.terminate_told {
+                    tenure.deadline.map_or(Timestamp::NEVER, |deadline| overrun_at.max(deadline))
                 } else {
                     Timestamp::NEVER
                 }

@@ -3,15 +3,10 @@
 use rendez_core::{Event, NodeId};
 use tracing::Level;
 
-/// The event's name in metrics and in the log.
-pub(super) fn name(event: &Event) -> &'static str {
-    kind(event).0
-}
-
 /// Writes an event to the log.
 pub(super) fn log(node: &NodeId, event: &Event) {
-    let (name, level) = kind(event);
-    match level {
+    let name = event.name();
+    match level(event) {
         Level::ERROR => tracing::error!(%node, ?event, "{name}"),
         Level::WARN => tracing::warn!(%node, ?event, "{name}"),
         Level::INFO => tracing::info!(%node, ?event, "{name}"),
@@ -19,30 +14,30 @@ pub(super) fn log(node: &NodeId, event: &Event) {
     }
 }
 
-fn kind(event: &Event) -> (&'static str, Level) {
+fn level(event: &Event) -> Level {
     match event {
-        Event::SessionOpened { .. } => ("session_opened", Level::INFO),
-        Event::NodeIdInUse { .. } => ("node_id_in_use", Level::WARN),
-        Event::SessionLost { .. } => ("session_lost", Level::WARN),
-        Event::NewGeneration { .. } => ("new_generation", Level::WARN),
-        Event::Acquired { .. } => ("acquired", Level::DEBUG),
-        Event::Received { .. } => ("received", Level::DEBUG),
-        Event::Readopted { .. } => ("readopted", Level::INFO),
-        Event::Started { .. } => ("started", Level::INFO),
-        Event::Stopping { .. } => ("stopping", Level::INFO),
-        Event::Ended { .. } => ("ended", Level::INFO),
-        Event::Restarting { .. } => ("restarting", Level::WARN),
-        Event::GaveUp { .. } => ("gave_up", Level::WARN),
-        Event::Released { .. } => ("released", Level::DEBUG),
-        Event::Offered { .. } => ("offered", Level::DEBUG),
-        Event::HandedOver { .. } => ("handed_over", Level::DEBUG),
-        Event::OfferRefused { .. } => ("offer_refused", Level::DEBUG),
-        Event::Overrun { .. } => ("overrun", Level::ERROR),
-        Event::StoreTrouble { .. } => ("store_trouble", Level::WARN),
-        Event::StoreBack { .. } => ("store_back", Level::INFO),
-        Event::SettingsDiffer { .. } => ("settings_differ", Level::WARN),
-        Event::InfoChanged(_) => ("info_changed", Level::DEBUG),
+        Event::SessionOpened { .. } => Level::INFO,
+        Event::NodeIdInUse { .. } => Level::WARN,
+        Event::SessionLost { .. } => Level::WARN,
+        Event::NewGeneration { .. } => Level::WARN,
+        Event::Acquired { .. } => Level::DEBUG,
+        Event::Received { .. } => Level::DEBUG,
+        Event::Readopted { .. } => Level::INFO,
+        Event::Started { .. } => Level::INFO,
+        Event::Stopping { .. } => Level::INFO,
+        Event::Ended { .. } => Level::INFO,
+        Event::Restarting { .. } => Level::WARN,
+        Event::GaveUp { .. } => Level::WARN,
+        Event::Released { .. } => Level::DEBUG,
+        Event::Offered { .. } => Level::DEBUG,
+        Event::HandedOver { .. } => Level::DEBUG,
+        Event::OfferRefused { .. } => Level::DEBUG,
+        Event::Overrun { .. } => Level::ERROR,
+        Event::StoreTrouble { .. } => Level::WARN,
+        Event::StoreBack { .. } => Level::INFO,
+        Event::SettingsDiffer { .. } => Level::WARN,
+        Event::InfoChanged(_) => Level::DEBUG,
         // The event is newer than this crate.
-        _ => ("other", Level::INFO),
+        _ => Level::INFO,
     }
 }

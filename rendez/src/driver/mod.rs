@@ -336,7 +336,12 @@ impl Driver {
             }
             Happened::Warmed(Warmed { slot, offer, ready }) => Input::WarmedUp { slot, offer, ready },
             Happened::Hint(hint) => Input::Hint(hint),
-            Happened::Order(Order { command, taken }) => {
+            Happened::Order(Order::Status { told }) => {
+                // Whoever asked may have gone.
+                let _ = told.send(self.engine.status(boot_time()));
+                return None;
+            }
+            Happened::Order(Order::Command { command, taken }) => {
                 self.engine.handle(boot_time(), Input::Command(command));
                 // Whoever asked may have gone.
                 let _ = taken.send(());
@@ -426,7 +431,7 @@ impl Driver {
 
     fn tell(&mut self, event: Event) {
         events::log(&self.node, &event);
-        self.meter.record(&crate::metrics::EVENTS_TOTAL, &[events::name(&event)], 1.0);
+        self.meter.record(&crate::metrics::EVENTS_TOTAL, &[event.name()], 1.0);
         if matches!(event, Event::SessionOpened { .. }) {
             self.session_opened();
         }
