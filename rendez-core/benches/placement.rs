@@ -35,6 +35,8 @@ fn main() {
     };
     let only = std::env::args().skip_while(|arg| arg != "--only").nth(1);
     println!("{} slots x {} nodes; best of {} samples", size.slots, size.nodes, size.samples);
+    // First, while nothing that was freed can be used again.
+    memory(&size);
     let naive = naive_ns_a_pair(&size);
     let naive_plan = Duration::from_nanos((naive * f64::from(size.slots) * f64::from(size.nodes)) as u64);
     println!("every pair anew: {naive:.2} ns a pair, {naive_plan:?} a plan, whatever changed\n");
@@ -75,8 +77,6 @@ fn main() {
     {
         measure(&size, &setting, naive, naive_plan);
     }
-    println!();
-    memory(&size);
 }
 
 fn measure(size: &Size, setting: &Setting, naive: f64, naive_plan: Duration) {
@@ -238,9 +238,14 @@ fn memory(size: &Size) {
     }
     drop(owners);
     settle(&mut planner);
-    let Some(after) = resident("VmRSS:") else { return };
+    let (Some(after), Some(peak)) = (resident("VmRSS:"), resident("VmHWM:")) else { return };
     let slots = f64::from(more.slots);
-    println!("memory: {:.1} bytes a slot at {slots} slots", (after - before) / slots);
+    let a_slot = |bytes: f64| (bytes - before) / slots;
+    println!(
+        "memory: {:.1} bytes a slot at {slots} slots, all held; {:.1} at its highest",
+        a_slot(after),
+        a_slot(peak)
+    );
     drop(planner);
 }
 

@@ -172,8 +172,9 @@ async fn a_replica_is_refused_and_a_server_that_becomes_one_too() {
     let error = refused(&replica.url(), brisk()).await;
     assert_eq!(error.kind(), ErrorKind::Transient);
     assert!(error.message().contains("replica"), "{error}");
-    let world = World::on(RedisStore::connect(&server.url(), brisk()).await.unwrap());
+    let mut world = World::on(RedisStore::connect(&server.url(), brisk()).await.unwrap());
     let a = world.open("a").await;
+    world.known.generation = Some(world.beat(a).await.unwrap().stamp.generation);
     let addr = replica.addr().unwrap();
     replica.command(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
     server.command(&["REPLICAOF", &addr.ip().to_string(), &addr.port().to_string()]).await.unwrap();

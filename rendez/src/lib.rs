@@ -47,6 +47,10 @@
 //! - **Seeing what happens.** [`Handle::events`], the metrics of [`METRICS`], and `tracing`: each runner in a span
 //!   `slot` (its slot and token), each request in a span such as `heartbeat` or `acquire`.
 //!
+//! # Features
+//!
+//! - `redis`: the store for Redis and Valkey, as `rendez::redis`. [`MemoryStore`] is always there.
+//!
 //! Where to look next: [`Coordinator::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
 //!
 //! This crate brings what the engine of [`rendez_core`] leaves out: tokio, the clock, the runners' tasks. It decides
@@ -65,6 +69,8 @@ mod policy;
 mod runner;
 
 pub use rendez_core as core;
+#[cfg(feature = "redis")]
+pub use rendez_redis as redis;
 
 pub use clock::boot_time;
 pub use config::{Config, ConfigError, ConfigProblem, ENVIRONMENT_PREFIX, Place, ResolvedConfig};

@@ -304,12 +304,13 @@ impl Engine {
         } else if !Room::of(self).take(self, slot) {
             Some("this node is at its cap")
         } else {
-            // In this node's plan the offer counts as done: it agrees if it would keep the slot then.
-            let kept = self.view.planner().desired(slot).node() == Some(&node);
             let given = Counts { total: offer.giver_total, of_workload: offer.giver_of_workload };
             let mine = Room::of(self).counts(&slot.workload);
-            let better = self.view.planner().lowers_phi(&slot.workload, (&giver, given), (&node, mine));
-            (!kept && (offer.forced || !better)).then_some("by this node's plan it belongs elsewhere")
+            let planner = self.view.planner();
+            // In this node's plan the offer counts as done: what it would keep, it takes.
+            let kept = planner.desired(slot).node() == Some(&node);
+            let agreed = kept || planner.agrees_to(slot, (&giver, given), (&node, mine));
+            (!agreed).then_some("by this node's plan it belongs elsewhere")
         };
         let id = offer.id;
         match refuse {

@@ -89,6 +89,12 @@ impl Engine {
         let mut slots: Vec<_> = self.slots.keys().cloned().collect();
         if let Some((session, _)) = self.session() {
             slots.extend(self.view.held_by(session).cloned());
+            // Made before or while this was read: no change will tell of them.
+            let mine = self
+                .view
+                .offers(now)
+                .filter(|(_, record)| record.offer.as_ref().is_some_and(|offer| offer.to == session));
+            slots.extend(mine.map(|(slot, _)| slot.clone()));
         }
         for slot in &slots {
             self.look_at_slot(now, slot);

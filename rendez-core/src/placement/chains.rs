@@ -2,8 +2,8 @@
 //!
 //! A slot goes from a to b and another, of any workload, from b to c; where c is a, the two change places. What
 //! a chain changes is a sum of steps along a path giver, workload, middle, workload, receiver, so the best one
-//! is found step by step over the tables of [`Descent`], without going through all of them. Slots that only some
-//! nodes may take are looked at one by one.
+//! is found step by step over the tables of [`Descent`], without going through all of them. Exchanges are looked
+//! for where no other chain is left. Slots that only some nodes may take are looked at one by one.
 
 use std::collections::BTreeSet;
 
@@ -36,8 +36,8 @@ struct Chain {
 /// Which slots of a workload any of its nodes may take, and which only some.
 #[derive(Debug)]
 struct Kinds {
-    /// Nodes that have slots that may go to any node; all that have slots if not said.
-    free_at: Option<BTreeSet<u32>>,
+    /// By node: whether it has slots that may go to any node; if not said, all slots may that may move at all.
+    free_at: Option<Vec<bool>>,
     /// Units that may go to some nodes only.
     odd: Vec<u32>,
 }
@@ -46,11 +46,7 @@ impl Descent<'_, '_> {
     /// Makes the chain that lowers Φ most, if there is one.
     pub(super) fn make_best_chain(&mut self) -> bool {
         let kinds: Vec<_> = (0..self.loads.len()).map(|index| self.kinds(index)).collect();
-        let best = match (self.best_path(&kinds), self.best_exchange(&kinds)) {
-            (Some(path), Some(exchange)) => Some(if exchange.change < path.change { exchange } else { path }),
-            (path, exchange) => path.or(exchange),
-        };
-        let Some(chain) = best else { return false };
+        let Some(chain) = self.best_path(&kinds).or_else(|| self.best_exchange(&kinds)) else { return false };
         let Some(first) = self.best_of(chain.first, chain.from, chain.middle) else { return false };
         let Some(second) = self.best_of(chain.second, chain.middle, chain.to) else { return false };
         let before = self.phi;
@@ -70,11 +66,11 @@ impl Descent<'_, '_> {
         let entry = &world.loads[load as usize];
         let limits = self.nodes.iter().map(|node| entry.pairs[*node as usize].units).filter(|units| *units > 0);
         let least = limits.min().unwrap_or(0);
-        if entry.is_plain() && least == entry.units && self.is_free() {
+        if entry.is_plain() && least == entry.units {
             return Kinds { free_at: None, odd: Vec::new() };
         }
         let refused: BTreeSet<_> = entry.refused.iter().map(|(unit, _)| *unit).collect();
-        let mut kinds = Kinds { free_at: Some(BTreeSet::new()), odd: Vec::new() };
+        let mut kinds = Kinds { free_at: Some(vec![false; world.nodes.len()]), odd: Vec::new() };
         for (unit, owner) in self.draft.owners[load as usize].iter().enumerate() {
             let unit = unit as u32;
             if *owner == NONE || !world.nodes[*owner as usize].accepts || !self.is_movable(Place { load, unit }) {
@@ -83,7 +79,7 @@ impl Descent<'_, '_> {
             if unit >= least || refused.contains(&unit) {
                 kinds.odd.push(unit);
             } else if let Some(free_at) = &mut kinds.free_at {
-                free_at.insert(*owner);
+                free_at[*owner as usize] = true;
             }
         }
         kinds
@@ -92,7 +88,7 @@ impl Descent<'_, '_> {
     /// What Φ's part of a workload changes by if a node gives one that any node may take.
     fn free_loss(&self, kinds: &[Kinds], index: usize, node: u32) -> Option<i32> {
         let loss = self.loss(index, node);
-        let free = kinds[index].free_at.as_ref().is_none_or(|free_at| free_at.contains(&node));
+        let free = kinds[index].free_at.as_ref().is_none_or(|free_at| free_at[node as usize]);
         (loss != NEVER && free).then_some(i32::from(loss))
     }
 
@@ -168,41 +164,38 @@ impl Descent<'_, '_> {
         best
     }
 
-    /// The best exchange of two slots between two nodes, of slots that any node may take.
+    /// The best exchange of two slots between the first node that has one to make and another, of slots that any
+    /// node may take.
     fn best_exchange(&self, kinds: &[Kinds]) -> Option<Chain> {
-        let mut best: Option<Chain> = None;
         for from in &self.nodes {
             // One of the two has a count outside of its band, or nothing would be won.
             let outside = |index| self.loss(index, *from) == -1 || self.gain(index, *from) == -1;
             if !(0..self.loads.len()).any(outside) {
                 continue;
             }
-            for middle in self.nodes.iter().filter(|middle| *middle != from) {
-                let (Some((there, first)), Some((back, second))) =
-                    (self.best_leg(kinds, *from, *middle), self.best_leg(kinds, *middle, *from))
-                else {
-                    continue;
-                };
-                let change = there + back;
-                if change < 0 && best.is_none_or(|best| change < best.change) {
-                    best = Some(Chain { change, first, from: *from, middle: *middle, second, to: *from });
+            // By node: which workload's slot best goes there, and which best comes back.
+            let mut there = vec![(FAR, 0); self.total_loss.len()];
+            let mut back = there.clone();
+            for index in 0..self.loads.len() {
+                let (loss, gain) = (self.free_loss(kinds, index, *from), self.middle_gain(index, *from));
+                for node in &self.nodes {
+                    if let Some((loss, gain)) = loss.zip(self.middle_gain(index, *node)) {
+                        lower(&mut there[*node as usize], loss + gain, index);
+                    }
+                    if let Some((gain, loss)) = gain.zip(self.free_loss(kinds, index, *node)) {
+                        lower(&mut back[*node as usize], loss + gain, index);
+                    }
                 }
             }
-        }
-        best
-    }
-
-    /// The workload of which a slot best goes from one node to another, totals left out.
-    fn best_leg(&self, kinds: &[Kinds], from: u32, to: u32) -> Option<(i32, usize)> {
-        let mut best: Option<(i32, usize)> = None;
-        for index in 0..self.loads.len() {
-            let Some(loss) = self.free_loss(kinds, index, from) else { continue };
-            let Some(gain) = self.middle_gain(index, to) else { continue };
-            if best.is_none_or(|(least, _)| loss + gain < least) {
-                best = Some((loss + gain, index));
+            let others = self.nodes.iter().filter(|node| *node != from);
+            let best = others.min_by_key(|node| there[**node as usize].0 + back[**node as usize].0);
+            let Some(middle) = best else { continue };
+            let ((there, first), (back, second)) = (there[*middle as usize], back[*middle as usize]);
+            if there + back < 0 {
+                return Some(Chain { change: there + back, first, from: *from, middle: *middle, second, to: *from });
             }
         }
-        best
+        None
     }
 
     fn odd(&self, kinds: &[Kinds], index: usize) -> impl Iterator<Item = Place> {
@@ -228,6 +221,12 @@ impl Descent<'_, '_> {
         places
             .filter(|place| self.may_move(*place, to))
             .max_by_key(|place| (hash(place), std::cmp::Reverse(place.unit)))
+    }
+}
+
+fn lower(known: &mut (i32, usize), change: i32, index: usize) {
+    if change < known.0 {
+        *known = (change, index);
     }
 }
 

@@ -5,7 +5,7 @@
 //! depends on counts alone and is kept in small tables; scores are computed only for slots that may move at all.
 //! Chains of moves are found elsewhere.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::draft::{Bid, Draft};
 use super::score::{Rating, pair_hash};
@@ -18,8 +18,9 @@ pub(super) const NEVER: i8 = 100;
 /// The changes that one side of a move can make: −3 to 3.
 const SIDES: usize = 7;
 
-/// How many candidates are kept at hand for one receiver.
+/// How many candidates are kept at hand for one receiver while there are many of them, and while there are few.
 const SHELF: usize = 64;
+const SHELF_OF_FEW: usize = 512;
 
 /// A placement on its way to the lowest Φ that can be reached.
 #[derive(Debug)]
@@ -49,11 +50,11 @@ pub(super) struct Descent<'d, 'w> {
     entered: Vec<[Vec<u32>; SIDES]>,
     /// By workload and change of the giver: the units that may be given so, in the order in which that came
     /// about. Some can be given no more.
-    pools: HashMap<(usize, i8), Vec<u32>>,
+    pools: BTreeMap<(usize, i8), Vec<u32>>,
     /// The best of a pool for one receiver.
-    shelves: HashMap<(usize, i8, u32), Shelf>,
+    shelves: BTreeMap<(usize, i8, u32), Shelf>,
     /// By workload and both changes: the best move.
-    fronts: HashMap<(usize, i8, i8), Front>,
+    fronts: BTreeMap<(usize, i8, i8), Front>,
 }
 
 /// The only slots that may move for now.
@@ -111,9 +112,9 @@ impl<'d, 'w> Descent<'d, 'w> {
             givers: Vec::new(),
             receivers: Vec::new(),
             entered: Vec::new(),
-            pools: HashMap::new(),
-            shelves: HashMap::new(),
-            fronts: HashMap::new(),
+            pools: BTreeMap::new(),
+            shelves: BTreeMap::new(),
+            fronts: BTreeMap::new(),
         }
     }
 
@@ -392,7 +393,7 @@ impl<'d, 'w> Descent<'d, 'w> {
                 shelf.matches.insert(at, found);
             }
         }
-        if shelf.matches.len() > 4 * SHELF {
+        if shelf.matches.len() > 4 * SHELF_OF_FEW {
             shelf.matches.drain(..shelf.matches.len() - SHELF);
             shelf.floor = shelf.matches[0];
         }
@@ -415,6 +416,7 @@ impl<'d, 'w> Descent<'d, 'w> {
         let node = world.nodes[to as usize].hash;
         let hashes = &world.loads[self.loads[index] as usize].hashes;
         let below = std::mem::replace(&mut shelf.floor, 0);
+        let size = if self.shelves.len() < 16 { SHELF_OF_FEW } else { SHELF };
         let mut least = 0;
         for unit in &self.pools[&(index, giving)] {
             let h = pair_hash(hashes[*unit as usize], node);
@@ -424,9 +426,9 @@ impl<'d, 'w> Descent<'d, 'w> {
             let found = match_of(h, *unit);
             if found < below && self.can_give(index, giving, *unit, to) {
                 shelf.matches.push(found);
-                if shelf.matches.len() == 2 * SHELF {
-                    shelf.matches.select_nth_unstable(SHELF);
-                    shelf.matches.drain(..SHELF);
+                if shelf.matches.len() == 2 * size {
+                    shelf.matches.select_nth_unstable(size);
+                    shelf.matches.drain(..size);
                     shelf.floor = shelf.matches[0];
                     least = (shelf.floor >> 32) as u64;
                 }

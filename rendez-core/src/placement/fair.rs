@@ -59,34 +59,36 @@ impl Groups {
                 .into_iter()
                 .map(|(takers, slots)| Pool { slots, takers: takers.into_iter().map(|at| (at, slots)).collect() }),
         );
-        // Claims without caps that may have of the same pools are one.
+        // Claims without caps that may have of the same pools are one, and so are claims that are all the same:
+        // they come out alike.
         let mut rows: Vec<Vec<(usize, u64)>> = vec![Vec::new(); claims.len()];
         for (index, pool) in joined.iter().enumerate() {
             for (at, cap) in &pool.takers {
                 rows[*at].push((index, (*cap).min(pool.slots)));
             }
         }
-        let mut by_row: BTreeMap<&[(usize, u64)], usize> = BTreeMap::new();
+        let mut groups = BTreeMap::new();
         let mut grouped: Vec<Claim> = Vec::new();
         let mut member_of = Vec::with_capacity(claims.len());
         for (claim, row) in claims.iter().zip(&rows) {
             let free = claim.cap >= all && row.iter().all(|(index, cap)| *cap >= joined[*index].slots);
-            match by_row.get(row.as_slice()).filter(|_| free) {
-                Some(group) => {
-                    grouped[*group].weight += claim.weight;
-                    member_of.push(*group);
+            let same = (!free).then_some((claim.weight, claim.cap));
+            let group = *groups.entry((same, row)).or_insert(grouped.len());
+            match grouped.get_mut(group) {
+                Some(known) => {
+                    known.weight += claim.weight;
+                    known.cap = known.cap.saturating_add(claim.cap);
                 }
-                None => {
-                    if free {
-                        by_row.insert(row, grouped.len());
-                    }
-                    member_of.push(grouped.len());
-                    grouped.push(*claim);
-                }
+                None => grouped.push(*claim),
             }
+            member_of.push(group);
         }
         for pool in &mut joined {
-            let takers: BTreeMap<_, _> = pool.takers.iter().map(|(at, cap)| (member_of[*at], *cap)).collect();
+            let mut takers: BTreeMap<usize, u64> = BTreeMap::new();
+            for (at, cap) in &pool.takers {
+                let together = takers.entry(member_of[*at]).or_default();
+                *together = together.saturating_add(*cap);
+            }
             pool.takers = takers.into_iter().collect();
         }
         Self { claims: grouped, pools: joined, member_of }

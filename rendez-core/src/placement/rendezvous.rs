@@ -3,11 +3,12 @@
 //! Who holds a slot matters only where its holder takes nothing new and so keeps it. With caps, slots and nodes
 //! are matched best score first, as if nothing was held. Keeping counts even is the other policy's business.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::draft::{Draft, Owners};
 use super::field::{Field, least, most};
-use super::score::pair_hash;
+use super::score::{Rating, pair_hash};
 use super::world::{NONE, Place, World};
 
 /// Decides all slots of these workloads where no cap can bind.
@@ -34,7 +35,9 @@ pub(super) fn place_changed(world: &World, owners: &mut Owners, loads: &[u32], n
         let entry = &world.loads[*load as usize];
         let field = Field::takers(world, entry);
         let takers = nodes.iter().copied().filter(|node| world.nodes[*node as usize].accepts);
-        let takers: Vec<_> = takers.filter(|node| entry.pairs[*node as usize].units > 0).collect();
+        let takers = takers.filter(|node| entry.pairs[*node as usize].units > 0);
+        let takers: Vec<_> = takers.map(|node| (hashes[node as usize], inverse[node as usize], node)).collect();
+        let equal = field.is_equal();
         let slots = owners[*load as usize].iter_mut().zip(&entry.holders).zip(&entry.hashes);
         for (unit, ((owner, holder), slot)) in slots.enumerate() {
             let place = Place { load: *load, unit: unit as u32 };
@@ -47,16 +50,27 @@ pub(super) fn place_changed(world: &World, owners: &mut Owners, loads: &[u32], n
                 continue;
             }
             let h = pair_hash(*slot, hashes[known]);
-            let mut theirs = takers.iter().map(|node| (*node, pair_hash(*slot, hashes[*node as usize])));
-            let near = if field.is_equal() {
-                theirs.any(|(_, theirs)| theirs >= h)
+            let near = if equal {
+                takers.iter().any(|(hash, ..)| pair_hash(*slot, *hash) >= h)
             } else {
                 let limit = most(h) * inverse[known];
-                theirs.any(|(node, theirs)| least(theirs) * inverse[node as usize] <= limit)
+                takers.iter().any(|(hash, inverse, _)| least(pair_hash(*slot, *hash)) * inverse <= limit)
             };
-            if near {
-                *owner = choose(world, &field, place);
+            if !near {
+                continue;
             }
+            *owner = match takers.as_slice() {
+                // All others compare as before.
+                [(hash, _, node)] if world.may_take(place, *node) && !world.is_kept(place) => {
+                    let theirs = Rating::of(*slot, *hash, world.nodes[*node as usize].weight);
+                    match theirs.cmp(&Rating { h, weight: world.nodes[known].weight }) {
+                        Ordering::Greater => *node,
+                        Ordering::Less => *owner,
+                        Ordering::Equal => choose(world, &field, place),
+                    }
+                }
+                _ => choose(world, &field, place),
+            };
         }
     }
 }
