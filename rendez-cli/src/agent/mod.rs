@@ -57,8 +57,13 @@ async fn run(plan: Plan) -> Result<(), Failure> {
         }
         aftermath = guardian.gone() => return Err(guardian_gone(aftermath)),
     };
-    tokio::spawn(tell_session(handle.clone(), guardian.clone()));
-    serve(&handle, &guardian, &mut stop).await
+    let telling = tokio::spawn(tell_session(handle.clone(), guardian.clone()));
+    let result = serve(&handle, &guardian, &mut stop).await;
+    // A node that ends as its last handle is dropped has no session any more; for the guardian it has one until that
+    // is closed.
+    telling.abort();
+    let _ = telling.await;
+    result
 }
 
 /// Reaches the store and opens the session.
