@@ -435,7 +435,7 @@ pub enum Event {
         /// Since it was aborted.
         age: Duration,
     },
-    /// The store answers with errors; said when it begins and when the kind changes.
+    /// The store answers with errors; said when it begins, and when trying again turns out not to help.
     StoreTrouble {
         /// What kind.
         kind: ErrorKind,

@@ -318,7 +318,7 @@ impl Engine {
                 let before = self.trouble.as_ref().map(|(_, kind)| *kind);
                 let since = self.trouble.as_ref().map_or(now, |(since, _)| *since);
                 self.trouble = Some((since, error.kind()));
-                if before != Some(error.kind()) {
+                if before.is_none() || (before != Some(ErrorKind::Fatal) && error.kind() == ErrorKind::Fatal) {
                     self.tell(Event::StoreTrouble { kind: error.kind(), message: error.message().to_owned() });
                 }
             }

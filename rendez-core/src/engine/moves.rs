@@ -307,9 +307,13 @@ impl Engine {
             let given = Counts { total: offer.giver_total, of_workload: offer.giver_of_workload };
             let mine = Room::of(self).counts(&slot.workload);
             let planner = self.view.planner();
-            // In this node's plan the offer counts as done: what it would keep, it takes.
+            // In this node's plan the offer counts as done: what it would keep, it takes. What must leave its giver
+            // it also takes if it would rather see it elsewhere: its view may not show yet why the giver must.
             let kept = planner.desired(slot).node() == Some(&node);
-            let agreed = kept || planner.agrees_to(slot, (&giver, given), (&node, mine));
+            let rather = |planned: &Move| planned.slot == *slot && planned.cause.is_voluntary();
+            let agreed = kept
+                || (offer.forced && planner.leaving(&node).iter().any(rather))
+                || planner.agrees_to(slot, (&giver, given), (&node, mine));
             (!agreed).then_some("by this node's plan it belongs elsewhere")
         };
         let id = offer.id;

@@ -490,7 +490,8 @@ impl Engine {
         }
         let kind = match refuse {
             None => ChangeKind::Accept { offer },
-            Some(_) => ChangeKind::Refuse { offer, refuse_for: self.config.runners.refuse_for },
+            // Only for a while: the next view may be another one.
+            Some(_) => ChangeKind::Refuse { offer, refuse_for: self.config.stabilizers.candidate_grace },
         };
         self.outbox.push(slot, Lane::Answer, record.token, kind, now);
     }
