@@ -90,3 +90,8 @@ pub use rendez_core::{
     StoppedReason, StoreError, Timestamp, Timing, TimingError, Watch, WatchHint, WorkloadName, ZoneName,
 };
 pub use runner::{BoxError, Crashed, Runner, RunnerFactory, RunnerOutput};
+
+/// The examples of the project's README, compiled.
+#[cfg(all(doctest, feature = "redis"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
