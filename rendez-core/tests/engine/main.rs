@@ -3,9 +3,10 @@
 //! A seed that breaks a promise is printed. `RENDEZ_SEED=7 RENDEZ_TRACE=1 cargo test -p rendez-core --test engine one_world`
 //! runs one world again and shows what happened in it; `RENDEZ_SEEDS=10000` and `RENDEZ_SEED_FIRST=1000` try other ones.
 
+mod rules;
 mod world;
 
-use world::{Faults, Scenario, World};
+use world::{Scenario, World};
 
 const S: u64 = 1_000_000_000;
 
@@ -22,13 +23,13 @@ fn number(key: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn three_nodes_share_twelve_slots_evenly_and_nothing_moves_without_need() {
-    let world = run(Scenario { seed: 1, nodes: 3, workloads: vec![12], capacity: None, faults: Faults::default() });
+    let world = run(Scenario::default());
     assert_eq!(world.shares(), [4, 4, 4]);
 }
 
 #[test]
 fn no_room_anywhere_leaves_the_rest_without_an_owner_and_the_caps_hold() {
-    let world = run(Scenario { seed: 2, nodes: 3, workloads: vec![12], capacity: Some(3), faults: Faults::default() });
+    let world = run(Scenario { seed: 2, capacity: Some(3), ..Scenario::default() });
     assert_eq!(world.shares(), [3, 3, 3]);
 }
 

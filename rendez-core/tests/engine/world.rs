@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use rendez_core::{
-    Action, Call, Capabilities, ChangeKind, ClusterSettings, Command, Declared, Engine, EngineConfig, EngineSetup,
-    ErrorKind, Event, FencingToken, Incarnation, Input, NodeId, NodeInfo, Reply, RequestId, RunnerEnd, SessionId, Slot,
-    StoreError, StoreModel, StoreTime, Timestamp, WatchHint, WorkloadName,
+    Action, AdminOutcome, AdminRequest, Call, Capabilities, ChangeKind, CloseRequest, ClusterSettings, Command,
+    Declared, DynamicWorkloads, Engine, EngineConfig, EngineSetup, ErrorKind, Event, FencingToken, Incarnation, Input,
+    NodeId, NodeInfo, Reply, RequestId, RunnerEnd, SessionId, Slot, Status, StoreError, StoreModel, StoreTime,
+    Timestamp, WatchHint, WorkloadName,
 };
 
 /// What may go wrong in a world.
@@ -45,6 +46,13 @@ pub(crate) struct Scenario {
     pub(crate) workloads: Vec<u32>,
     pub(crate) capacity: Option<u32>,
     pub(crate) faults: Faults,
+}
+
+impl Default for Scenario {
+    /// Three nodes, twelve slots, and nothing that goes wrong.
+    fn default() -> Self {
+        Self { seed: 1, nodes: 3, workloads: vec![12], capacity: None, faults: Faults::default() }
+    }
 }
 
 impl Scenario {
@@ -267,6 +275,7 @@ impl World {
             let name = WorkloadName::new(format!("w{number}")).unwrap();
             info.workloads.insert(name, Declared { units: *units, cap: None });
         }
+        info.dynamic = DynamicWorkloads::All;
         let setup = EngineSetup {
             info,
             incarnation: Incarnation::from_bits(u128::from(self.dice.roll())),
@@ -501,8 +510,16 @@ impl World {
         let store_now = self.store_now();
         let result = self.model.call(store_now, call);
         self.check_owners(&before, call);
-        let hints = self.model.take_hints();
-        for hint in hints {
+        self.spread_hints();
+        if answer {
+            let faulty = self.scenario.faults.messages && !self.calm;
+            let at = self.now + self.delay(faulty);
+            self.at(at, What::Answer { node, life, request, result: Box::new(result) });
+        }
+    }
+
+    fn spread_hints(&mut self) {
+        for hint in self.model.take_hints() {
             for index in 0..self.nodes.len() {
                 let life = self.nodes[index].life;
                 let dropped = self.scenario.faults.hints && !self.calm && self.dice.one_in(3);
@@ -511,11 +528,6 @@ impl World {
                     self.at(at, What::Hint { node: index, life, hint });
                 }
             }
-        }
-        if answer {
-            let faulty = self.scenario.faults.messages && !self.calm;
-            let at = self.now + self.delay(faulty);
-            self.at(at, What::Answer { node, life, request, result: Box::new(result) });
         }
     }
 
@@ -786,6 +798,75 @@ impl World {
         if running as u32 != slots.min(room) {
             self.broken("L1", format!("{running} of {slots} slots run"));
         }
+    }
+
+    /// Lets this much time pass.
+    pub(crate) fn run_for(&mut self, seconds: u64) {
+        self.run_until(self.now + seconds * S);
+    }
+
+    /// Lets time pass until something is so, in steps of 10 ms; returns how long it took.
+    pub(crate) fn run_until_so(&mut self, words: &str, mut so: impl FnMut(&Self) -> bool) -> Duration {
+        let begun = self.now;
+        while !so(self) {
+            if self.now > begun + 120 * S {
+                self.broken("liveness", format!("not so after 120 s: {words}; {:?}", self.shares()));
+            }
+            self.run_until(self.now + 10 * MS);
+        }
+        Duration::from_nanos(self.now - begun)
+    }
+
+    /// An operator writes.
+    pub(crate) fn administer(&mut self, request: &AdminRequest) -> AdminOutcome {
+        let outcome = self.model.administer(self.store_now(), request).expect("the model takes it");
+        self.spread_hints();
+        outcome
+    }
+
+    /// A program says something to its node.
+    pub(crate) fn command(&mut self, node: usize, command: Command) {
+        let life = self.nodes[node].life;
+        self.input(node, life, Input::Command(command));
+    }
+
+    /// A node's process is gone, and stays so.
+    pub(crate) fn kill(&mut self, node: usize) {
+        self.crash(node, u64::MAX / 2);
+    }
+
+    /// Somebody who is sure that a killed process is gone closes its session.
+    pub(crate) fn close_session_of(&mut self, node: usize) {
+        let id = self.nodes[node].id.clone();
+        let open = self.model.sessions().find(|(_, record, _)| record.info.node == id).map(|(session, _, _)| session);
+        let known = rendez_core::Known { generation: self.model.generation(), ..rendez_core::Known::default() };
+        let close = CloseRequest { known, session: open.expect("its session is open") };
+        self.model.close(self.store_now(), &close).expect("the model takes it");
+        self.spread_hints();
+    }
+
+    /// The node that runs a slot.
+    pub(crate) fn runs(&self, slot: &Slot) -> Option<(usize, FencingToken)> {
+        self.nodes.iter().enumerate().find_map(|(index, node)| {
+            let runner = node.process.as_ref()?.runners.get(slot)?;
+            Some((index, runner.token))
+        })
+    }
+
+    /// The status as a node tells it.
+    pub(crate) fn status(&mut self, node: usize) -> Status {
+        let now = self.local(node);
+        self.nodes[node].process.as_mut().expect("it is alive").engine.status(now)
+    }
+
+    /// The requests so far, by kind, and the steps that the world has taken.
+    pub(crate) fn calls(&self) -> BTreeMap<&'static str, u64> {
+        self.calls.clone()
+    }
+
+    /// The store answers nobody for a while.
+    pub(crate) fn store_away(&mut self, seconds: u64) {
+        self.store_down_until = self.now + seconds * S;
     }
 
     /// How many slots each node runs.
