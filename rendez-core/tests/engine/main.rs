@@ -36,7 +36,7 @@ fn no_room_anywhere_leaves_the_rest_without_an_owner_and_the_caps_hold() {
 /// Seeds that broke a promise once.
 #[test]
 fn seeds_that_broke_a_promise_stay_mended() {
-    for seed in [2, 3, 5, 8, 31, 37, 71, 76, 100, 112, 135, 142, 211, 217] {
+    for seed in [2, 3, 5, 8, 31, 37, 71, 76, 100, 112, 135, 142, 211, 217, 517, 901] {
         run(Scenario::from_seed(seed));
     }
 }

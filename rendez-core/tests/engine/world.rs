@@ -422,8 +422,8 @@ impl World {
             }
             Action::Stopped(reason) => {
                 let process = self.nodes[index].process.as_ref().unwrap();
-                let stuck = process.runners.values().any(|runner| runner.stuck);
-                if !process.runners.is_empty() && !stuck && !self.scenario.faults.runners {
+                // After the drain timeout what still runs was aborted, be it at this very moment.
+                if process.runners.values().any(|runner| !runner.aborted) {
                     self.broken("L5", format!("n{index} stops with runners: {:?}", process.runners));
                 }
                 self.note(|| format!("n{index} has stopped: {reason:?}"));
@@ -463,9 +463,9 @@ impl World {
         }
         let session = process.engine.session().map(|(session, _)| session);
         let record = self.model.slot(&slot).filter(|record| record.token == token);
-        // A grant whose answer was on its way when the data was lost is good until its deadline.
-        let lost_lately = self.now < self.lost_at + S;
-        if !lost_lately && record.is_none_or(|record| session.is_none_or(|session| !record.is_held_by(session))) {
+        // What was granted before the data was lost is good until its deadline, as long as the node knows of nothing.
+        let unaware = self.now < self.lost_at + 10 * S && process.engine.view().generation() != self.model.generation();
+        if !unaware && record.is_none_or(|record| session.is_none_or(|session| !record.is_held_by(session))) {
             self.broken("S7", format!("n{index} starts {slot} {token} without the lease: {record:?}"));
         }
         let ended = process.ended.get(&slot).copied().unwrap_or_default();
