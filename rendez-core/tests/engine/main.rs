@@ -54,14 +54,15 @@ fn the_same_seed_makes_the_same_world() {
             world.run_until(60 * S);
             world.trace
         });
-        assert!(traces[0].len() > 1000 && traces[0] == traces[1], "seed {seed}");
+        assert!(traces[0].contains(": Started"), "seed {seed} does something: {}", traces[0]);
+        assert_eq!(traces[0], traces[1], "seed {seed}");
     }
 }
 
 #[test]
 fn promises_hold_in_every_world() {
     let first = number("RENDEZ_SEED_FIRST", 1);
-    let last = first + number("RENDEZ_SEEDS", 200);
+    let last = first + number("RENDEZ_SEEDS", 600);
     for seed in first..last {
         let outcome = std::panic::catch_unwind(|| run(Scenario::from_seed(seed)));
         assert!(outcome.is_ok(), "RENDEZ_SEED={seed} breaks a promise: see above");
