@@ -33,6 +33,8 @@ pub(super) enum Phase {
 pub(super) struct InOpening {
     /// The same for all tries.
     operation: OperationId,
+    /// What the node tells about itself; the same for all tries, whatever changes meanwhile.
+    info: Arc<NodeInfo>,
     /// The try under way and when it was sent.
     sent: Option<(RequestId, Timestamp)>,
     not_before: Timestamp,
@@ -123,7 +125,8 @@ impl Engine {
                 return;
             }
             let operation = self.operation();
-            self.phase = Phase::Opening(InOpening { operation, sent: None, not_before: Timestamp::ZERO });
+            let info = self.info.clone();
+            self.phase = Phase::Opening(InOpening { operation, info, sent: None, not_before: Timestamp::ZERO });
         }
         match &self.phase {
             Phase::Opening(opening) => {
@@ -137,7 +140,7 @@ impl Engine {
                     incarnation: self.incarnation,
                     replaces: self.last_session,
                     ttl: self.config.timing.session_ttl,
-                    info: self.info.clone(),
+                    info: opening.info.clone(),
                 };
                 let request = self.send(Call::Open(open));
                 if let Phase::Opening(opening) = &mut self.phase {
@@ -203,6 +206,7 @@ impl Engine {
             }
             Opening::Opened { stamp, session, ttl, settings } => {
                 let deadline = sent_at + self.config.timing.validity(ttl);
+                self.info_dirty = state.info != self.info;
                 self.last_session = Some(session);
                 self.in_use_told = false;
                 if now >= deadline {
@@ -222,7 +226,6 @@ impl Engine {
                     not_before: Timestamp::ZERO,
                     look_at: deadline.saturating_sub(self.config.timing.stop_lead()),
                 });
-                self.info_dirty = false;
                 self.actions.push_back(Action::Session(Some((session, stamp.generation))));
                 self.tell(Event::SessionOpened { session });
                 let same_data = lost.is_some_and(|lost| lost.generation == Some(stamp.generation));
