@@ -262,10 +262,12 @@ impl Engine {
             Sync::Changes { changes, up_to, more } if !self.is_paging() && sent.since == self.view.revision() => {
                 let stamp = Stamp { revision: up_to, ..beat.stamp };
                 self.plan_dirty |= !changes.is_empty();
+                let synced_at = stamp.now;
                 touched.extend(self.view.apply(now, stamp, changes));
                 if more {
                     self.want_sync(now);
                 } else {
+                    self.synced_at = synced_at;
                     confirmed = self.view.digest_of(session) == beat.held;
                     if !confirmed {
                         self.take_snapshot();
