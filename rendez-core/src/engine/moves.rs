@@ -42,11 +42,7 @@ impl Engine {
         let ended: Vec<Slot> =
             promises.filter(|(slot, promise)| ended(slot, promise)).map(|(slot, _)| slot.clone()).collect();
         for slot in ended {
-            if let Some(local) = self.slots.get_mut(&slot) {
-                local.promise = None;
-            }
-            self.actions.push_back(Action::CoolDown { slot: slot.clone() });
-            self.set_alarm(now, &slot);
+            self.drop_promise(now, &slot);
         }
     }
 

@@ -349,8 +349,12 @@ impl Engine {
         let session_deadline = self.session().map(|(_, deadline)| deadline);
         let mut readopt = Vec::new();
         let mut void = Vec::new();
+        let promised: Vec<Slot> =
+            self.slots.iter().filter(|(_, local)| local.promise.is_some()).map(|(slot, _)| slot.clone()).collect();
+        for slot in promised {
+            self.drop_promise(now, &slot);
+        }
         for (slot, local) in &mut self.slots {
-            local.promise = None;
             let Some(tenure) = &mut local.tenure else { continue };
             tenure.offer = None;
             if tenure.deadline.is_none() {
@@ -438,10 +442,8 @@ impl Engine {
         self.tell(Event::SessionLost { session: id, why: why.to_owned() });
         let slots: Vec<Slot> = self.slots.keys().cloned().collect();
         for slot in slots {
+            self.drop_promise(now, &slot);
             let Some(local) = self.slots.get_mut(&slot) else { continue };
-            if local.promise.take().is_some() {
-                self.actions.push_back(Action::CoolDown { slot: slot.clone() });
-            }
             if let Some(tenure) = &mut local.tenure {
                 tenure.offer = None;
                 if tenure.deadline.is_none() {

@@ -438,8 +438,9 @@ impl Engine {
                 }
             }
             ChangeKind::Accept { offer } => {
-                if !done && let Some(local) = self.slots.get_mut(slot) {
-                    local.promise.take_if(|promise| promise.offer == offer);
+                let promise = self.slots.get(slot).and_then(|local| local.promise.as_ref());
+                if !done && promise.is_some_and(|promise| promise.offer == offer) {
+                    self.drop_promise(now, slot);
                 }
             }
             ChangeKind::Readopt => {
@@ -492,6 +493,14 @@ impl Engine {
             None => ChangeKind::Accept { offer },
             // Only for a while: the next view may be another one.
             Some(_) => ChangeKind::Refuse { offer, refuse_for: self.config.stabilizers.candidate_grace },
+    /// What was prepared for an offer is not needed.
+    pub(super) fn drop_promise(&mut self, now: Timestamp, slot: &Slot) {
+        if self.slots.get_mut(slot).and_then(|local| local.promise.take()).is_some() {
+            self.actions.push_back(Action::CoolDown { slot: slot.clone() });
+            self.set_alarm(now, slot);
+        }
+    }
+
         };
         self.outbox.push(slot, Lane::Answer, record.token, kind, now);
     }
