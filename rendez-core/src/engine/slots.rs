@@ -60,6 +60,10 @@ impl Engine {
             Some(tenure) if !tenure.gone => {
                 if record.token > tenure.token || (record.token == tenure.token && !mine && self.quiet_until <= now) {
                     self.lease_gone(now, slot);
+                    if self.slots.get(slot).is_none_or(|local| local.tenure.is_none()) {
+                        // The newer lease may be this node's own, taken by a request that was not answered.
+                        self.look_at_slot(now, slot);
+                    }
                     return;
                 }
                 if record.token < tenure.token {
