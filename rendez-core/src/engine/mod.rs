@@ -360,6 +360,9 @@ impl Engine {
         self.send_page(now);
         let Phase::Open(open) = &self.phase else { return };
         let session = open.id;
+        if now >= self.backoff_until {
+            self.drop_idle_readoptions(now);
+        }
         while now >= self.backoff_until {
             let changes_max = self.capabilities.changes_max.min(self.config.stabilizers.acquire_limit as usize).max(1);
             let request = RequestId(self.next_request);

@@ -350,7 +350,7 @@ impl Room {
                 count(slot);
             }
         }
-        for slot in engine.outbox.acquiring() {
+        for slot in engine.outbox.changing() {
             if engine.slots.get(slot).is_none_or(|local| local.tenure.is_none() && local.promise.is_none()) {
                 count(slot);
             }

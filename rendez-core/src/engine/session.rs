@@ -278,10 +278,10 @@ impl Engine {
             Sync::Changes { .. } | Sync::NotAsked => {}
         }
         self.extend(now, sent.at + self.config.timing.validity(beat.ttl), confirmed);
-        for slot in &touched {
-            self.look_at_slot(now, slot);
         // A heartbeat that was delayed on its way may have set back what this one has told.
         self.info_dirty |= self.view.session(session).is_some_and(|record| record.info != self.info);
+        for slot in &touched {
+            self.look_at_slot(now, slot);
         }
         self.tell_settings();
     }

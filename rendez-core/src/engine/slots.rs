@@ -363,6 +363,19 @@ impl Engine {
         self.outbox.push(slot, Lane::Lease, token, kind, now);
     }
 
+    /// Taken back is only what runs now and may run: a try that was not answered is not made again after that.
+    pub(super) fn drop_idle_readoptions(&mut self, now: Timestamp) {
+        let idle = |slot: &Slot| {
+            let tenure = self.slots.get(slot).and_then(|local| local.tenure.as_ref());
+            !tenure.is_some_and(|tenure| !tenure.gone && tenure.run.is_alive() && now < self.deadline_of(tenure))
+        };
+        let idle: Vec<Slot> = self.outbox.unsent_readoptions().filter(|slot| idle(slot)).cloned().collect();
+        for slot in idle {
+            self.outbox.cancel_unsent(&slot, Lane::Lease);
+            self.mind(now, &slot);
+        }
+    }
+
     /// A batch of changes was answered.
     pub(super) fn on_changed(&mut self, now: Timestamp, request: RequestId, reply: ChangeReply) {
         let current = self.take_stamp(now, &reply.stamp);
@@ -480,6 +493,14 @@ impl Engine {
         }
     }
 
+    /// What was prepared for an offer is not needed.
+    pub(super) fn drop_promise(&mut self, now: Timestamp, slot: &Slot) {
+        if self.slots.get_mut(slot).and_then(|local| local.promise.take()).is_some() {
+            self.actions.push_back(Action::CoolDown { slot: slot.clone() });
+            self.set_alarm(now, slot);
+        }
+    }
+
     /// Accepts an offer, or refuses it with a reason.
     pub(super) fn answer_offer(&mut self, now: Timestamp, slot: &Slot, offer: OperationId, refuse: Option<&str>) {
         let local = self.slots.entry(slot.clone()).or_default();
@@ -497,14 +518,6 @@ impl Engine {
             None => ChangeKind::Accept { offer },
             // Only for a while: the next view may be another one.
             Some(_) => ChangeKind::Refuse { offer, refuse_for: self.config.stabilizers.candidate_grace },
-    /// What was prepared for an offer is not needed.
-    pub(super) fn drop_promise(&mut self, now: Timestamp, slot: &Slot) {
-        if self.slots.get_mut(slot).and_then(|local| local.promise.take()).is_some() {
-            self.actions.push_back(Action::CoolDown { slot: slot.clone() });
-            self.set_alarm(now, slot);
-        }
-    }
-
         };
         self.outbox.push(slot, Lane::Answer, record.token, kind, now);
     }
