@@ -31,7 +31,7 @@ use crate::store::{ChangeRequest, ErrorKind, Known};
 use crate::view::ClusterView;
 use crate::{
     CHECKPOINT_BYTES_MAX, Capabilities, EngineConfig, FencingToken, Generation, Incarnation, NodeId, NodeInfo,
-    OperationId, SessionId, Slot, Stance, Timestamp,
+    OperationId, SessionId, Slot, Stance, StoreTime, Timestamp,
 };
 use hints::Bucket;
 use outbox::{Lane, Outbox};
@@ -79,6 +79,8 @@ pub struct Engine {
 
     view: ClusterView,
     paging: Option<Paging>,
+    /// The view shows all that the store did up to this time of the store's clock.
+    synced_at: StoreTime,
     /// Ask the store as soon as can be.
     sync_wanted: bool,
     sync_from: Timestamp,
@@ -137,6 +139,7 @@ impl Engine {
             in_use_told: false,
             view: ClusterView::new(),
             paging: None,
+            synced_at: StoreTime::default(),
             sync_wanted: false,
             sync_from: Timestamp::ZERO,
             due_at: Timestamp::NEVER,
@@ -357,6 +360,9 @@ impl Engine {
         self.send_page(now);
         let Phase::Open(open) = &self.phase else { return };
         let session = open.id;
+        if now >= self.backoff_until {
+            self.drop_idle_readoptions(now);
+        }
         while now >= self.backoff_until {
             let changes_max = self.capabilities.changes_max.min(self.config.stabilizers.acquire_limit as usize).max(1);
             let request = RequestId(self.next_request);

@@ -30,23 +30,19 @@ impl Engine {
         self.shed(now);
     }
 
-    /// Forgets offers that this node has accepted and that ended without a transfer.
+    /// Forgets offers that this node has accepted and that ended without a transfer. That the time of an offer is
+    /// over says nothing as long as the view is older: the transfer may have been made in time.
     fn drop_promises(&mut self, now: Timestamp) {
-        let store_now = self.view.store_now(now);
         let ended = |slot: &Slot, promise: &Promise| {
             let offer = self.view.slot(slot).and_then(|record| record.offer.as_ref());
-            let stands = offer.is_some_and(|offer| offer.id == promise.offer && offer.expires_at > store_now);
+            let stands = offer.is_some_and(|offer| offer.id == promise.offer && offer.expires_at > self.synced_at);
             !stands && !self.outbox.has(slot, Lane::Answer)
         };
         let promises = self.slots.iter().filter_map(|(slot, local)| Some((slot, local.promise.as_ref()?)));
         let ended: Vec<Slot> =
             promises.filter(|(slot, promise)| ended(slot, promise)).map(|(slot, _)| slot.clone()).collect();
         for slot in ended {
-            if let Some(local) = self.slots.get_mut(&slot) {
-                local.promise = None;
-            }
-            self.actions.push_back(Action::CoolDown { slot: slot.clone() });
-            self.set_alarm(now, &slot);
+            self.drop_promise(now, &slot);
         }
     }
 
@@ -354,7 +350,7 @@ impl Room {
                 count(slot);
             }
         }
-        for slot in engine.outbox.acquiring() {
+        for slot in engine.outbox.changing() {
             if engine.slots.get(slot).is_none_or(|local| local.tenure.is_none() && local.promise.is_none()) {
                 count(slot);
             }

@@ -56,10 +56,16 @@ impl Outbox {
         !self.entries.is_empty()
     }
 
-    /// Slots with an acquisition that is waiting or under way.
-    pub(super) fn acquiring(&self) -> impl Iterator<Item = &Slot> {
-        let acquisitions = self.entries.iter().filter(|(_, entry)| matches!(entry.kind, ChangeKind::Acquire { .. }));
-        acquisitions.map(|((slot, _), _)| slot)
+    /// Slots with a change of their lease that is waiting or under way: perhaps taken, or not given back yet.
+    pub(super) fn changing(&self) -> impl Iterator<Item = &Slot> {
+        self.entries.keys().filter(|(_, lane)| *lane == Lane::Lease).map(|(slot, _)| slot)
+    }
+
+    /// Slots whose re-adoption waits to be sent, for the first time or again.
+    pub(super) fn unsent_readoptions(&self) -> impl Iterator<Item = &Slot> {
+        let waiting = |entry: &Entry| entry.sent.is_none() && matches!(entry.kind, ChangeKind::Readopt);
+        let entries = (self.unsent > 0).then_some(&self.entries).into_iter().flatten();
+        entries.filter(move |(_, entry)| waiting(entry)).map(|((slot, _), _)| slot)
     }
 
     /// Adds a change. The lane must be free.

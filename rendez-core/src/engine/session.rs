@@ -33,6 +33,8 @@ pub(super) enum Phase {
 pub(super) struct InOpening {
     /// The same for all tries.
     operation: OperationId,
+    /// What the node tells about itself; the same for all tries, whatever changes meanwhile.
+    info: Arc<NodeInfo>,
     /// The try under way and when it was sent.
     sent: Option<(RequestId, Timestamp)>,
     not_before: Timestamp,
@@ -123,7 +125,8 @@ impl Engine {
                 return;
             }
             let operation = self.operation();
-            self.phase = Phase::Opening(InOpening { operation, sent: None, not_before: Timestamp::ZERO });
+            let info = self.info.clone();
+            self.phase = Phase::Opening(InOpening { operation, info, sent: None, not_before: Timestamp::ZERO });
         }
         match &self.phase {
             Phase::Opening(opening) => {
@@ -137,7 +140,7 @@ impl Engine {
                     incarnation: self.incarnation,
                     replaces: self.last_session,
                     ttl: self.config.timing.session_ttl,
-                    info: self.info.clone(),
+                    info: opening.info.clone(),
                 };
                 let request = self.send(Call::Open(open));
                 if let Phase::Opening(opening) = &mut self.phase {
@@ -203,6 +206,7 @@ impl Engine {
             }
             Opening::Opened { stamp, session, ttl, settings } => {
                 let deadline = sent_at + self.config.timing.validity(ttl);
+                self.info_dirty = state.info != self.info;
                 self.last_session = Some(session);
                 self.in_use_told = false;
                 if now >= deadline {
@@ -222,7 +226,6 @@ impl Engine {
                     not_before: Timestamp::ZERO,
                     look_at: deadline.saturating_sub(self.config.timing.stop_lead()),
                 });
-                self.info_dirty = false;
                 self.actions.push_back(Action::Session(Some((session, stamp.generation))));
                 self.tell(Event::SessionOpened { session });
                 let same_data = lost.is_some_and(|lost| lost.generation == Some(stamp.generation));
@@ -259,10 +262,12 @@ impl Engine {
             Sync::Changes { changes, up_to, more } if !self.is_paging() && sent.since == self.view.revision() => {
                 let stamp = Stamp { revision: up_to, ..beat.stamp };
                 self.plan_dirty |= !changes.is_empty();
+                let synced_at = stamp.now;
                 touched.extend(self.view.apply(now, stamp, changes));
                 if more {
                     self.want_sync(now);
                 } else {
+                    self.synced_at = synced_at;
                     confirmed = self.view.digest_of(session) == beat.held;
                     if !confirmed {
                         self.take_snapshot();
@@ -273,6 +278,8 @@ impl Engine {
             Sync::Changes { .. } | Sync::NotAsked => {}
         }
         self.extend(now, sent.at + self.config.timing.validity(beat.ttl), confirmed);
+        // A heartbeat that was delayed on its way may have set back what this one has told.
+        self.info_dirty |= self.view.session(session).is_some_and(|record| record.info != self.info);
         for slot in &touched {
             self.look_at_slot(now, slot);
         }
@@ -342,8 +349,12 @@ impl Engine {
         let session_deadline = self.session().map(|(_, deadline)| deadline);
         let mut readopt = Vec::new();
         let mut void = Vec::new();
+        let promised: Vec<Slot> =
+            self.slots.iter().filter(|(_, local)| local.promise.is_some()).map(|(slot, _)| slot.clone()).collect();
+        for slot in promised {
+            self.drop_promise(now, &slot);
+        }
         for (slot, local) in &mut self.slots {
-            local.promise = None;
             let Some(tenure) = &mut local.tenure else { continue };
             tenure.offer = None;
             if tenure.deadline.is_none() {
@@ -431,10 +442,8 @@ impl Engine {
         self.tell(Event::SessionLost { session: id, why: why.to_owned() });
         let slots: Vec<Slot> = self.slots.keys().cloned().collect();
         for slot in slots {
+            self.drop_promise(now, &slot);
             let Some(local) = self.slots.get_mut(&slot) else { continue };
-            if local.promise.take().is_some() {
-                self.actions.push_back(Action::CoolDown { slot: slot.clone() });
-            }
             if let Some(tenure) = &mut local.tenure {
                 tenure.offer = None;
                 if tenure.deadline.is_none() {

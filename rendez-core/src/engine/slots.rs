@@ -60,6 +60,10 @@ impl Engine {
             Some(tenure) if !tenure.gone => {
                 if record.token > tenure.token || (record.token == tenure.token && !mine && self.quiet_until <= now) {
                     self.lease_gone(now, slot);
+                    if self.slots.get(slot).is_none_or(|local| local.tenure.is_none()) {
+                        // The newer lease may be this node's own, taken by a request that was not answered.
+                        self.look_at_slot(now, slot);
+                    }
                     return;
                 }
                 if record.token < tenure.token {
@@ -359,6 +363,19 @@ impl Engine {
         self.outbox.push(slot, Lane::Lease, token, kind, now);
     }
 
+    /// Taken back is only what runs now and may run: a try that was not answered is not made again after that.
+    pub(super) fn drop_idle_readoptions(&mut self, now: Timestamp) {
+        let idle = |slot: &Slot| {
+            let tenure = self.slots.get(slot).and_then(|local| local.tenure.as_ref());
+            !tenure.is_some_and(|tenure| !tenure.gone && tenure.run.is_alive() && now < self.deadline_of(tenure))
+        };
+        let idle: Vec<Slot> = self.outbox.unsent_readoptions().filter(|slot| idle(slot)).cloned().collect();
+        for slot in idle {
+            self.outbox.cancel_unsent(&slot, Lane::Lease);
+            self.mind(now, &slot);
+        }
+    }
+
     /// A batch of changes was answered.
     pub(super) fn on_changed(&mut self, now: Timestamp, request: RequestId, reply: ChangeReply) {
         let current = self.take_stamp(now, &reply.stamp);
@@ -438,8 +455,9 @@ impl Engine {
                 }
             }
             ChangeKind::Accept { offer } => {
-                if !done && let Some(local) = self.slots.get_mut(slot) {
-                    local.promise.take_if(|promise| promise.offer == offer);
+                let promise = self.slots.get(slot).and_then(|local| local.promise.as_ref());
+                if !done && promise.is_some_and(|promise| promise.offer == offer) {
+                    self.drop_promise(now, slot);
                 }
             }
             ChangeKind::Readopt => {
@@ -472,6 +490,14 @@ impl Engine {
             self.answer_offer(now, slot, offer, None);
         } else {
             self.answer_offer(now, slot, offer, Some("it could not get ready"));
+        }
+    }
+
+    /// What was prepared for an offer is not needed.
+    pub(super) fn drop_promise(&mut self, now: Timestamp, slot: &Slot) {
+        if self.slots.get_mut(slot).and_then(|local| local.promise.take()).is_some() {
+            self.actions.push_back(Action::CoolDown { slot: slot.clone() });
+            self.set_alarm(now, slot);
         }
     }
 

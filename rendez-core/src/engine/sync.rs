@@ -81,6 +81,7 @@ impl Engine {
             return;
         }
         let Some(Paging { first: Some(first), items, .. }) = self.paging.take() else { return };
+        self.synced_at = first.now;
         let first = Stamp { now: page.stamp.now, ..first };
         self.view.restart(now, first, items);
         self.view.set_own(now, self.info.clone());

@@ -1,7 +1,8 @@
 //! The engine under property tests in virtual time: seeded worlds with faults, the promises checked after each step.
 //!
 //! A seed that breaks a promise is printed. `RENDEZ_SEED=7 RENDEZ_TRACE=1 cargo test -p rendez-core --test engine one_world`
-//! runs one world again and shows what happened in it; `RENDEZ_SEEDS=10000` and `RENDEZ_SEED_FIRST=1000` try other ones.
+//! runs one world again and shows what happened in it (`one_world_with_changing_minds`, if operators and programs have
+//! their say in it); `RENDEZ_SEEDS=10000` and `RENDEZ_SEED_FIRST=1000` try other ones.
 
 mod rules;
 mod world;
@@ -42,8 +43,30 @@ fn seeds_that_broke_a_promise_stay_mended() {
 }
 
 #[test]
+fn seeds_with_changing_minds_that_broke_a_promise_stay_mended() {
+    for seed in [8, 139, 447, 539, 713, 875, 1622, 2525] {
+        run(Scenario::with_changing_minds(seed));
+    }
+}
+
+#[test]
 fn one_world() {
     run(Scenario::from_seed(number("RENDEZ_SEED", 0)));
+}
+
+#[test]
+fn one_world_with_changing_minds() {
+    run(Scenario::with_changing_minds(number("RENDEZ_SEED", 0)));
+}
+
+#[test]
+fn promises_hold_while_operators_and_programs_change_their_minds() {
+    let first = number("RENDEZ_SEED_FIRST", 1);
+    let last = first + number("RENDEZ_SEEDS", 400);
+    for seed in first..last {
+        let outcome = std::panic::catch_unwind(|| run(Scenario::with_changing_minds(seed)));
+        assert!(outcome.is_ok(), "RENDEZ_SEED={seed} breaks a promise: see above");
+    }
 }
 
 #[test]

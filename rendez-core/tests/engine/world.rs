@@ -4,15 +4,15 @@
 //! what breaks one panics with the time and the words of the promise.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use rendez_core::{
     Action, AdminOutcome, AdminRequest, Call, Capabilities, ChangeKind, CloseRequest, ClusterSettings, Command,
     Declared, DynamicWorkloads, Engine, EngineConfig, EngineSetup, ErrorKind, Event, FencingToken, Incarnation, Input,
-    NodeId, NodeInfo, Reply, RequestId, RunnerEnd, SessionId, Slot, Status, StoreError, StoreModel, StoreTime,
-    Timestamp, WatchHint, WorkloadName,
+    NodeId, NodeInfo, NodeWish, Record, RecordKey, Reply, RequestId, RunnerEnd, SessionId, Slot, Status, StoreError,
+    StoreModel, StoreTime, Timestamp, WatchHint, WorkloadName, WorkloadRecord,
 };
 
 /// What may go wrong in a world.
@@ -36,6 +36,12 @@ pub(crate) struct Faults {
     pub(crate) hints: bool,
     /// Clocks run fast and slow, within the bound.
     pub(crate) clocks: bool,
+    /// Operators cordon, drain and weigh nodes, pin slots, pause workloads and force leases from their holders.
+    pub(crate) wishes: bool,
+    /// Programs change what their nodes are and can run, and do not always get ready for an offer.
+    pub(crate) programs: bool,
+    /// Offers end soon: before the runner has ended, or before the answer has come.
+    pub(crate) short_offers: bool,
 }
 
 /// What a world is made from.
@@ -72,8 +78,21 @@ impl Scenario {
             shutdowns: dice.one_in(2),
             hints: dice.one_in(2),
             clocks: dice.one_in(2),
+            ..Faults::default()
         };
         Self { seed, nodes, workloads, capacity, faults }
+    }
+
+    /// The same scenario with operators and programs that change their minds.
+    pub(crate) fn with_changing_minds(seed: u64) -> Self {
+        let mut scenario = Self::from_seed(seed);
+        let mut dice = Dice::new(seed ^ 0x0DD5);
+        scenario.nodes = scenario.nodes.max(2);
+        scenario.capacity = dice.one_in(2).then(|| 2 + dice.below(4) as u32);
+        scenario.faults.wishes = dice.one_in(2);
+        scenario.faults.programs = dice.one_in(2);
+        scenario.faults.short_offers = dice.one_in(2);
+        scenario
     }
 }
 
@@ -113,7 +132,7 @@ enum What {
     Answer { node: usize, life: u32, request: RequestId, result: Box<Result<Reply, StoreError>> },
     Hint { node: usize, life: u32, hint: WatchHint },
     RunnerEnds { node: usize, life: u32, slot: Slot, token: FencingToken, end: RunnerEnd },
-    Warm { node: usize, life: u32, slot: Slot, offer: rendez_core::OperationId },
+    Warm { node: usize, life: u32, slot: Slot, offer: rendez_core::OperationId, ready: bool },
     Fault,
 }
 
@@ -137,6 +156,8 @@ struct Process {
     inbox: Vec<Input>,
     /// The highest token that was ended here, by slot.
     ended: BTreeMap<Slot, FencingToken>,
+    /// Slots that it has prepared for and that have neither come nor been called off.
+    warm: BTreeSet<Slot>,
     wake_at: u64,
 }
 
@@ -148,6 +169,8 @@ struct Node {
     life: u32,
     process: Option<Process>,
     start_at: u64,
+    /// The caps that it had, and until when.
+    caps: Vec<(u64, Option<u32>)>,
 }
 
 /// The world.
@@ -165,6 +188,8 @@ pub(crate) struct World {
     config: EngineConfig,
     /// The highest token that a runner of the slot was started with.
     highest: BTreeMap<Slot, FencingToken>,
+    /// Leases that an operator took away without waiting: their runners overlap with the next, and that was told.
+    torn_away: BTreeSet<(Slot, FencingToken)>,
     calm: bool,
     at_once: u64,
     steps: u64,
@@ -178,7 +203,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
         let mut dice = Dice::new(scenario.seed);
-        let config = EngineConfig::for_ttl(Duration::from_secs(10));
+        let mut config = EngineConfig::for_ttl(Duration::from_secs(10));
+        if scenario.faults.short_offers {
+            config.offer_ttl = Duration::from_millis(300 + dice.below(6000));
+        }
         let model = StoreModel::new(dice.roll(), Capabilities::strict("model"));
         let mut nodes = Vec::new();
         for index in 0..scenario.nodes {
@@ -191,6 +219,7 @@ impl World {
                 life: 0,
                 process: None,
                 start_at: dice.below(2 * S),
+                caps: Vec::new(),
             });
         }
         let mut world = Self {
@@ -205,6 +234,7 @@ impl World {
             nodes,
             config,
             highest: BTreeMap::new(),
+            torn_away: BTreeSet::new(),
             calm: false,
             at_once: 0,
             steps: 0,
@@ -271,10 +301,7 @@ impl World {
         }
         let mut info = NodeInfo::new(self.nodes[index].id.clone(), settings);
         info.capacity = self.scenario.capacity;
-        for (number, units) in self.scenario.workloads.iter().enumerate() {
-            let name = WorkloadName::new(format!("w{number}")).unwrap();
-            info.workloads.insert(name, Declared { units: *units, cap: None });
-        }
+        info.workloads = self.declared();
         info.dynamic = DynamicWorkloads::All;
         let setup = EngineSetup {
             info,
@@ -295,6 +322,7 @@ impl World {
             paused_until: 0,
             inbox: Vec::new(),
             ended: BTreeMap::new(),
+            warm: BTreeSet::new(),
             wake_at: u64::MAX,
         });
         self.note(|| format!("n{index} starts"));
@@ -358,6 +386,7 @@ impl World {
                     Call::Close(_) => "close",
                 };
                 *self.calls.entry(name).or_default() += 1;
+                self.check_readopting(index, &call);
                 self.nodes[index].process.as_mut().unwrap().waiting.insert(request, ());
                 let faulty = self.scenario.faults.messages && !self.calm;
                 let delay = self.delay(faulty);
@@ -377,6 +406,7 @@ impl World {
             }
             Action::Start { slot, token, deadline, .. } => self.runner_starts(index, slot, token, deadline),
             Action::Extend { deadline, except } => {
+                self.check_deadline(index, deadline);
                 for (slot, runner) in &mut self.nodes[index].process.as_mut().unwrap().runners {
                     if !except.contains(slot) {
                         assert!(deadline >= runner.deadline, "a deadline went back");
@@ -410,8 +440,15 @@ impl World {
                 self.at(at, What::RunnerEnds { node: index, life, slot, token, end: RunnerEnd::Aborted });
             }
             Action::WarmUp { slot, offer } => {
-                let at = self.now + self.dice.below(20 * MS);
-                self.at(at, What::Warm { node: index, life, slot, offer });
+                let faulty = self.scenario.faults.programs && !self.calm;
+                let takes = if faulty && self.dice.one_in(4) { 5 * S } else { 20 * MS };
+                let ready = !(faulty && self.dice.one_in(10));
+                let at = self.now + self.dice.below(takes);
+                self.nodes[index].process.as_mut().unwrap().warm.insert(slot.clone());
+                self.at(at, What::Warm { node: index, life, slot, offer, ready });
+            }
+            Action::CoolDown { slot } => {
+                self.nodes[index].process.as_mut().unwrap().warm.remove(&slot);
             }
             Action::Terminate { slot, token } => {
                 let runner = &self.nodes[index].process.as_ref().unwrap().runners[&slot];
@@ -434,13 +471,13 @@ impl World {
                 self.note(|| format!("n{index}: {event:?}"));
                 match event {
                     Event::HandedOver { .. } => self.moves += 1,
-                    Event::Ended { slot, token, .. } => {
-                        let _ = (slot, token);
+                    Event::Received { slot, .. } | Event::Acquired { slot, .. } => {
+                        self.nodes[index].process.as_mut().unwrap().warm.remove(&slot);
                     }
                     _ => {}
                 }
             }
-            Action::CoolDown { .. } | Action::CheckpointSaved { .. } | Action::Session(_) => {}
+            Action::CheckpointSaved { .. } | Action::Session(_) => {}
         }
         let _ = now;
     }
@@ -465,6 +502,7 @@ impl World {
         let record = self.model.slot(&slot).filter(|record| record.token == token);
         // What was granted before the data was lost is good until its deadline, as long as the node knows of nothing.
         let unaware = self.now < self.lost_at + 10 * S && process.engine.view().generation() != self.model.generation();
+        let unaware = unaware || self.torn_away.contains(&(slot.clone(), token));
         if !unaware && record.is_none_or(|record| session.is_none_or(|session| !record.is_held_by(session))) {
             self.broken("S7", format!("n{index} starts {slot} {token} without the lease: {record:?}"));
         }
@@ -496,19 +534,15 @@ impl World {
         }
         self.check_giving_back(node, life, call);
         let before = self.owners();
-        let known = match call {
-            Call::Open(request) => request.known.generation,
-            Call::Heartbeat(request) => request.known.generation,
-            Call::Change(request) => request.known.generation,
-            Call::Snapshot(request) => request.known.generation,
-            Call::Close(request) => request.known.generation,
-        };
-        if self.model.generation().is_none() && known.is_none() {
-            // Lost in full, and who comes first remembers nothing: here tokens may fall, and the store says so.
-            self.highest.clear();
-        }
         let store_now = self.store_now();
+        let empty = self.model.generation().is_none();
         let result = self.model.call(store_now, call);
+        if empty {
+            // Lost in full, and who comes first remembers nothing, or has missed the generations with the highest tokens:
+            // here they may fall, and the store says so.
+            let remembered = self.model.token();
+            self.highest.retain(|_, token| *token <= remembered);
+        }
         self.check_owners(&before, call);
         self.spread_hints();
         if answer {
@@ -563,6 +597,46 @@ impl World {
         }
     }
 
+    /// No node believes in its session for longer than the store does.
+    fn check_deadline(&self, index: usize, deadline: Timestamp) {
+        let engine = &self.nodes[index].process.as_ref().unwrap().engine;
+        let Some((session, _)) = engine.session() else { return };
+        let Some((_, _, ends)) = self.model.sessions().find(|(id, _, _)| *id == session) else { return };
+        let (believed, left) = (self.global(index, deadline), ends.since(self.store_now()));
+        if believed > self.now + left.as_nanos() as u64 + 2000 {
+            self.broken(
+                "S7",
+                format!("n{index} believes in {session} for longer than the store, by {left:?} from now"),
+            );
+        }
+    }
+
+    /// Taken back is only what runs at this moment and may run (rule 4 for lost data).
+    fn check_readopting(&self, index: usize, call: &Call) {
+        let Call::Change(request) = call else { return };
+        let process = self.nodes[index].process.as_ref().unwrap();
+        for change in &request.changes {
+            if !matches!(change.kind, ChangeKind::Readopt) {
+                continue;
+            }
+            let runner = process.runners.get(&change.slot).filter(|runner| runner.token == change.token);
+            if runner.is_none_or(|runner| self.local(index) >= runner.deadline) {
+                self.broken(
+                    "re-adoption",
+                    format!("n{index} takes {} back, which does not run: {runner:?}", change.slot),
+                );
+            }
+        }
+    }
+
+    /// The largest cap that a node had lately: what was asked for under it may still come.
+    fn cap_of(&self, node: &NodeId) -> Option<u32> {
+        let node = self.nodes.iter().find(|it| it.id == *node)?;
+        let now = node.process.as_ref().map_or(self.scenario.capacity, |process| process.engine.info().capacity);
+        let lately = node.caps.iter().filter(|(until, _)| self.now < until + 40 * S).map(|(_, cap)| *cap);
+        lately.chain([now]).map(|cap| cap.unwrap_or(u32::MAX)).max().filter(|cap| *cap < u32::MAX)
+    }
+
     fn check_owners(&self, before: &BTreeMap<Slot, (SessionId, bool)>, call: &Call) {
         for (slot, (session, alive)) in before {
             let now = self.model.slot(slot).and_then(|record| record.holder.as_ref());
@@ -576,12 +650,20 @@ impl World {
                 self.broken("S5", format!("{slot} was taken from {session} by {call:?}"));
             }
         }
-        if let Some(capacity) = self.scenario.capacity {
-            for (session, _, _) in self.model.sessions() {
-                let held = self.model.held(session).unwrap_or_default().count;
-                if held > u64::from(capacity) {
-                    self.broken("S11", format!("{session} holds {held} of {capacity}"));
-                }
+        // Who was given a slot by this request must be within its cap now.
+        for (slot, record) in self.model.slots() {
+            let Some(holder) = record.holder.as_ref() else { continue };
+            if before.get(slot).is_some_and(|(session, _)| *session == holder.session) {
+                continue;
+            }
+            let taken_back =
+                |change: &rendez_core::SlotChange| change.slot == *slot && matches!(change.kind, ChangeKind::Readopt);
+            if matches!(call, Call::Change(request) if request.changes.iter().any(taken_back)) {
+                continue; // it was granted before the loss, perhaps under a higher cap
+            }
+            let held = self.model.held(holder.session).unwrap_or_default().count;
+            if let Some(cap) = self.cap_of(&holder.node).filter(|cap| held > u64::from(*cap)) {
+                self.broken("S11", format!("{} holds {held} of {cap} with {slot} by {call:?}", holder.node));
             }
         }
     }
@@ -600,6 +682,9 @@ impl World {
                 }
                 if now > runner.deadline {
                     self.broken("S7", format!("n{index} runs {slot} {} past its deadline", runner.token));
+                }
+                if self.torn_away.contains(&(slot.clone(), runner.token)) {
+                    continue; // told to be dangerous
                 }
                 if let Some((other, token)) = seen.insert(slot, (index, runner.token)) {
                     self.broken("S2", format!("n{other} runs {slot} {token} and n{index} runs it {}", runner.token));
@@ -655,8 +740,115 @@ impl World {
                 self.note(|| format!("n{index} is told to shut down"));
                 self.input(index, life, Input::Command(Command::Shutdown));
             }
+            if faults.wishes && self.now >= self.store_down_until && self.dice.one_in(40) {
+                self.wish();
+            }
+            if faults.programs && self.dice.one_in(40) {
+                self.change_mind(index);
+            }
         }
         self.at(self.now + 100 * MS, What::Fault);
+    }
+
+    /// An operator writes something.
+    fn wish(&mut self) {
+        let index = self.dice.below(self.nodes.len() as u64) as usize;
+        let node = self.nodes[index].id.clone();
+        let number = self.dice.below(self.scenario.workloads.len() as u64) as usize;
+        let workload = WorkloadName::new(format!("w{number}")).unwrap();
+        let units = self.scenario.workloads[number];
+        let slot = Slot::new(workload.clone(), self.dice.below(u64::from(units)) as u32);
+        let remove = self.dice.one_in(2);
+        let put =
+            |key, record: Record| AdminRequest::Put { key, record: Some(record).filter(|_| !remove), expect: None };
+        let request = match self.dice.below(4) {
+            0 => {
+                let mut wish = NodeWish::default();
+                wish.cordon = self.dice.one_in(2);
+                wish.drain = self.dice.one_in(2);
+                wish.weight = self.dice.one_in(2).then(|| 1 + self.dice.below(5) as u32);
+                put(RecordKey::Node(node), Record::Node(wish))
+            }
+            1 => put(RecordKey::Pin(slot), Record::Pin(node)),
+            2 => {
+                let mut record = WorkloadRecord::new(units);
+                record.paused = self.dice.one_in(2);
+                record.cap_per_node = self.dice.one_in(2).then(|| self.dice.below(4) as u32);
+                put(RecordKey::Workload(workload), Record::Workload(record))
+            }
+            _ => {
+                let Some(token) = self.model.slot(&slot).map(|record| record.token) else { return };
+                let now = self.dice.one_in(3);
+                if now {
+                    self.torn_away.insert((slot.clone(), token));
+                }
+                AdminRequest::ForceRelease { slot, token, now }
+            }
+        };
+        self.note(|| format!("an operator: {request:?}"));
+        self.administer(&request);
+    }
+
+    /// A program tells its node something.
+    fn change_mind(&mut self, index: usize) {
+        let command = match self.dice.below(6) {
+            0 => Command::SetWeight(1 + self.dice.below(5) as u32),
+            1 => Command::SetHealth(self.dice.one_in(2)),
+            2 => Command::SetCapacity(self.dice.one_in(2).then(|| self.dice.below(6) as u32)),
+            3 => {
+                let mut declared = BTreeMap::new();
+                for (number, units) in self.scenario.workloads.iter().enumerate() {
+                    let units = self.dice.below(u64::from(*units) + 2) as u32;
+                    if units > 0 {
+                        let cap = self.dice.one_in(3).then(|| 1 + self.dice.below(3) as u32);
+                        declared.insert(WorkloadName::new(format!("w{number}")).unwrap(), Declared { units, cap });
+                    }
+                }
+                Command::SetWorkloads(declared)
+            }
+            4 => Command::Cordon(self.dice.one_in(2)),
+            _ => Command::Drain(self.dice.one_in(2)),
+        };
+        self.tell(index, command);
+    }
+
+    fn tell(&mut self, index: usize, command: Command) {
+        let now = self.now;
+        let Some(process) = self.nodes[index].process.as_ref() else { return };
+        let (life, cap) = (process.life, process.engine.info().capacity);
+        self.nodes[index].caps.push((now, cap));
+        if let Command::SetCapacity(cap) = command {
+            // A frozen node hears of it later, and perhaps of the next one at the same moment.
+            let heard = self.nodes[index].process.as_ref().map_or(now, |process| process.paused_until.max(now));
+            self.nodes[index].caps.push((heard, cap));
+        }
+        self.note(|| format!("n{index} is told: {command:?}"));
+        self.input(index, life, Input::Command(command));
+    }
+
+    /// Operators and programs wish for nothing any more.
+    fn settle_minds(&mut self) {
+        let keys: Vec<RecordKey> = self.model.records().map(|(key, _)| key.clone()).collect();
+        for key in keys.into_iter().filter(|key| *key != RecordKey::Settings) {
+            self.administer(&AdminRequest::Put { key, record: None, expect: None });
+        }
+        let declared = self.declared();
+        for index in 0..self.nodes.len() {
+            let capacity = self.scenario.capacity;
+            self.tell(index, Command::SetWeight(1));
+            self.tell(index, Command::SetHealth(true));
+            self.tell(index, Command::SetCapacity(capacity));
+            self.tell(index, Command::SetWorkloads(declared.clone()));
+            self.tell(index, Command::Drain(false));
+        }
+    }
+
+    fn declared(&self) -> BTreeMap<WorkloadName, Declared> {
+        let all = self.scenario.workloads.iter().enumerate();
+        all.map(|(number, units)| {
+            (WorkloadName::new(format!("w{number}")).unwrap(), Declared { units: *units, cap: None })
+        })
+        .collect()
     }
 
     /// Lets the world run until this time.
@@ -699,8 +891,11 @@ impl World {
                 }
             }
             What::Hint { node, life, hint } => self.input(node, life, Input::Hint(hint)),
-            What::Warm { node, life, slot, offer } => {
-                self.input(node, life, Input::WarmedUp { slot, offer, ready: true });
+            What::Warm { node, life, slot, offer, ready } => {
+                if !ready && let Some(process) = self.nodes[node].process.as_mut() {
+                    process.warm.remove(&slot);
+                }
+                self.input(node, life, Input::WarmedUp { slot, offer, ready });
             }
             What::RunnerEnds { node, life, slot, token, end } => {
                 let now = self.now;
@@ -776,6 +971,9 @@ impl World {
         for index in 0..self.nodes.len() {
             self.nodes[index].start_at = self.nodes[index].start_at.min(self.now + S);
         }
+        if self.scenario.faults.wishes || self.scenario.faults.programs {
+            self.settle_minds();
+        }
         // The quiet time, stuck runners and drain timeouts end; refusals and cooldowns pass; then it converges.
         self.run_until(self.now + 300 * S);
         self.check_all_run();
@@ -795,8 +993,16 @@ impl World {
         let slots: u32 = self.scenario.workloads.iter().sum();
         let room = self.scenario.capacity.map_or(u32::MAX, |capacity| capacity * self.nodes.len() as u32);
         let running: usize = self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|p| p.runners.len()).sum();
-        if running as u32 != slots.min(room) {
+        // What a node holds beyond a cap that was lowered it keeps as long as nobody else can take it.
+        let most = if self.scenario.faults.programs { slots } else { slots.min(room) };
+        if !(slots.min(room)..=most).contains(&(running as u32)) {
             self.broken("L1", format!("{running} of {slots} slots run"));
+        }
+        for (index, process) in self.nodes.iter().enumerate().filter_map(|(i, node)| Some((i, node.process.as_ref()?)))
+        {
+            if !process.warm.is_empty() {
+                self.broken("L8", format!("n{index} is still prepared for {:?}", process.warm));
+            }
         }
     }
 
@@ -819,6 +1025,9 @@ impl World {
 
     /// An operator writes.
     pub(crate) fn administer(&mut self, request: &AdminRequest) -> AdminOutcome {
+        if self.model.generation().is_none() {
+            self.highest.clear(); // as in `arrive`: an operator remembers nothing
+        }
         let outcome = self.model.administer(self.store_now(), request).expect("the model takes it");
         self.spread_hints();
         outcome
