@@ -2,6 +2,11 @@
 
 mod agent;
 mod demo;
+mod faults;
 mod guardian;
+mod library;
 mod processes;
+mod runners;
+mod stage;
+mod stores;
 mod usage;

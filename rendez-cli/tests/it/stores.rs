@@ -1,0 +1,186 @@
+//! Redis that stands still, comes back without its data, or fails over, under agents that nobody restarts.
+
+use std::collections::BTreeMap;
+
+use rendez_core::{FencingToken, Slot};
+use rendez_testkit::clock;
+use rendez_testkit::servers::{RedisCluster, RedisSentinelSet, RedisServer, Restart};
+use rustix::process::Signal;
+
+use crate::processes::runs;
+use crate::stage::{Agent, Stage, TTL};
+
+const SLOTS: usize = 8;
+
+/// Two agents that share all slots.
+fn two(stage: &Stage, set: &[(&str, &str)]) -> [Agent; 2] {
+    let agents = ["one", "two"].map(|node| {
+        let launch = stage.agent(node).workloads(&["inbox=8"]);
+        set.iter().fold(launch, |launch, (key, value)| launch.set(key, value)).start()
+    });
+    stage.wait_for_shares(&[("one", SLOTS / 2), ("two", SLOTS / 2)]);
+    agents
+}
+
+/// The highest token of each slot that was ever run.
+fn tokens(stage: &Stage) -> BTreeMap<Slot, FencingToken> {
+    let report = stage.report();
+    report.runs.into_iter().map(|(slot, runs)| (slot, runs.iter().map(|run| run.token).max().unwrap())).collect()
+}
+
+/// All runs again, in the same agents; then one is told to end, so that the other has new tokens for what it had.
+fn judge(stage: &Stage, agents: [Agent; 2]) {
+    stage.wait_for_slots(SLOTS);
+    let [mut one, mut two] = agents;
+    assert!(one.goes_on() && two.goes_on());
+    let before = tokens(stage);
+    one.signal(Signal::TERM);
+    assert_eq!(one.exit_code(), Some(0), "{}", one.said());
+    stage.wait_for_shares(&[("two", SLOTS)]);
+    let after = tokens(stage);
+    assert!(before.iter().any(|(slot, token)| after[slot] > *token), "nothing was handed over");
+    assert!(two.goes_on());
+    drop((one, two));
+    stage.report().assert_good();
+}
+
+/// Waits until no child of before runs any more.
+fn wait_for_the_end_of_all(stage: &Stage) {
+    stage.wait("the end of all", |running| running.is_empty());
+}
+
+#[tokio::test]
+async fn a_short_freeze_of_the_store_is_not_noticed_by_the_children() {
+    let mut redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = ["one", "two"].map(|node| stage.agent(node).ttl("20s").set("runtime_min", "1s").start());
+    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
+    redis.stop().unwrap();
+    // Heartbeats are sent every 4 s, and fail after half a second.
+    stage.wait_that("both to notice", || agents.iter().all(|agent| agent.says("the store is in trouble")));
+    redis.resume().unwrap();
+    stage.wait_that("both to be back", || agents.iter().all(|agent| agent.says("the store answers again")));
+    // Sessions that were lost would end their children by now.
+    std::thread::sleep(TTL);
+    assert_eq!(stage.running(), before);
+    drop(agents);
+    let report = stage.report();
+    report.assert_good();
+    assert!(report.runs.values().all(|runs| runs.iter().filter(|run| run.begin > clock::now()).count() == 0));
+}
+
+#[tokio::test]
+async fn a_long_freeze_of_the_store_ends_every_child_by_its_deadline() {
+    let mut redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = ["one", "two"].map(|node| {
+        stage.agent(node).workloads(&["inbox=8"]).probe(&["--ignore-term", "--fork"]).start()
+    });
+    let before = stage.wait_for_shares(&[("one", SLOTS / 2), ("two", SLOTS / 2)]);
+    redis.stop().unwrap();
+    let stopped = clock::now();
+    wait_for_the_end_of_all(&stage);
+    std::thread::sleep((stopped + 2 * TTL).since(clock::now()));
+    assert!(before.values().all(|(_, pid)| !runs(*pid)));
+    for run in stage.report().runs.values().flatten() {
+        assert!(run.until <= stopped + TTL, "{run:?} went on after its deadline");
+    }
+    redis.resume().unwrap();
+    judge(&stage, agents);
+}
+
+#[tokio::test]
+async fn an_empty_restart_while_children_run_loses_nothing_but_time() {
+    let mut redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = two(&stage, &[]);
+    redis.restart(Restart::Empty).await.unwrap();
+    stage.wait_that("both to notice", || agents.iter().all(|agent| agent.says("may have lost data")));
+    judge(&stage, agents);
+}
+
+#[tokio::test]
+async fn an_empty_restart_after_all_children_have_ended() {
+    let mut redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = two(&stage, &[]);
+    redis.kill().unwrap();
+    wait_for_the_end_of_all(&stage);
+    let before = tokens(&stage);
+    redis.restart(Restart::Empty).await.unwrap();
+    stage.wait_for_slots(SLOTS);
+    let after = tokens(&stage);
+    assert!(before.iter().all(|(slot, token)| after[slot] > *token), "{before:?}\n{after:?}");
+    judge(&stage, agents);
+}
+
+#[tokio::test]
+async fn a_restart_from_the_append_only_file() {
+    let mut redis = RedisServer::builder().append_only(true).start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = two(&stage, &[]);
+    redis.restart(Restart::Crashed).await.unwrap();
+    stage.wait_that("both to notice", || agents.iter().all(|agent| agent.says("may have lost data")));
+    judge(&stage, agents);
+}
+
+#[tokio::test]
+async fn a_flush_while_slots_move() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = two(&stage, &[]);
+    let third = stage.agent("three").workloads(&["inbox=8"]).start();
+    stage.wait_that("the third node", || third.says("takes part now"));
+    redis.command(&["FLUSHALL"]).await.unwrap();
+    stage.wait_that("all to notice", || agents.iter().all(|agent| agent.says("may have lost data")));
+    redis.command(&["FLUSHALL"]).await.unwrap();
+    stage.wait("all to run in the end", |running| {
+        running.len() == SLOTS && running.values().any(|(node, _)| node == "three")
+    });
+    drop(third);
+    judge(&stage, agents);
+}
+
+/// The primary dies while a third node joins; the old one comes back.
+async fn fail_over(replicas: usize, set: &[(&str, &str)]) {
+    let mut servers = RedisSentinelSet::builder().replicas(replicas).start().await.unwrap();
+    let stage = Stage::new(&servers.url());
+    let agents = two(&stage, set);
+    let third = stage.agent("three").workloads(&["inbox=8"]);
+    let third = set.iter().fold(third, |launch, (key, value)| launch.set(key, value)).start();
+    stage.wait_that("the third node", || third.says("takes part now"));
+    let old = servers.primary().await.unwrap();
+    servers.servers[old].kill().unwrap();
+    let new = servers.wait_for_failover(old).await.unwrap();
+    assert_ne!(old, new);
+    stage.wait_that("the new generation", || agents.iter().all(|agent| agent.says("may have lost data")));
+    servers.servers[old].restart(Restart::Crashed).await.unwrap();
+    stage.wait("all to run in the end", |running| {
+        running.len() == SLOTS && running.values().any(|(node, _)| node == "three")
+    });
+    drop(third);
+    judge(&stage, agents);
+}
+
+#[tokio::test]
+async fn a_sentinel_failover_while_slots_move() {
+    fail_over(1, &[]).await;
+}
+
+#[tokio::test]
+async fn a_sentinel_failover_with_acknowledgement_while_slots_move() {
+    fail_over(2, &[("store_options", "{ min_replicas = \"1\", acknowledge_timeout = \"100ms\" }")]).await;
+}
+
+#[tokio::test]
+async fn the_loss_of_the_node_of_a_redis_cluster_that_holds_the_keys() {
+    let mut servers = RedisCluster::builder().start().await.unwrap();
+    let stage = Stage::new(&servers.url());
+    let agents = two(&stage, &[]);
+    let key = "rendez:{c}:meta";
+    let old = servers.primary_of(key).await.unwrap();
+    servers.servers[old].kill().unwrap();
+    servers.wait_for_failover(key, old).await.unwrap();
+    stage.wait_that("the new generation", || agents.iter().all(|agent| agent.says("may have lost data")));
+    judge(&stage, agents);
+}
