@@ -49,6 +49,8 @@ async fn a_node_that_joins_gets_its_share_and_nothing_else_moves() {
     let stayed = after.iter().filter(|(slot, run)| before[*slot] == **run).count();
     assert_eq!(stayed, 9, "{before:?}\n{after:?}");
 
+    // By the next heartbeat everybody knows where everything is.
+    std::thread::sleep(2 * TTL);
     agents[0].signal(Signal::TERM);
     assert_eq!(agents[0].exit_code(), Some(0), "{}", agents[0].said());
     let last = stage.wait_for_shares(&[("two", 4), ("three", 4), ("four", 4)]);
@@ -87,7 +89,6 @@ async fn frozen_with_its_children_a_node_kills_them_before_they_do_anything() {
     let children: Vec<i32> = of(&before, "one").iter().map(|slot| before[*slot].1).collect();
     let frozen = freeze_all(one.pid());
     let since = clock::now();
-    stage.wait("the other node to take over", |running| of(running, "two").len() + children.len() >= 4);
     stage.wait_that("the other node to run all", || {
         let report = stage.report();
         report.runs.values().all(|runs| runs.last().is_some_and(|run| run.node.as_str() == "two"))

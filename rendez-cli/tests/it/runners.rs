@@ -46,7 +46,7 @@ async fn ends(options: &str, said: &str) {
 
 #[tokio::test]
 async fn a_command_that_fails_is_given_up_and_another_node_tries() {
-    ends("--exit-after-ms 0 --exit-code 3", "bad/0 has ended: failed: its command exited with code 3").await;
+    ends("--exit-after-ms 0 --exit-code 3", "bad/0 has ended: it failed: its command exited with code 3").await;
 }
 
 #[tokio::test]

@@ -201,7 +201,7 @@ impl Launch<'_> {
         let err = self.stage.folder.path().join(format!("{}.err", self.name));
         let mut command = Command::new(env!("CARGO_BIN_EXE_rendez"));
         command.args(["agent", "--store", &self.stage.url, "--cluster", "c", "--node", &self.node]);
-        command.args(["--connect-timeout", "20s"]).args(&self.words).envs(self.variables);
+        command.args(&self.words).env("RENDEZ_CONFIG_CONNECT_TIMEOUT", "20s").envs(self.variables);
         for workload in &self.workloads {
             command.args(["--workload", workload]);
         }

@@ -8,7 +8,7 @@ use rendez_testkit::servers::{RedisCluster, RedisSentinelSet, RedisServer, Resta
 use rustix::process::Signal;
 
 use crate::processes::runs;
-use crate::stage::{Agent, Stage, TTL};
+use crate::stage::{Agent, Stage, TTL, shares_of};
 
 const SLOTS: usize = 8;
 
@@ -56,6 +56,7 @@ async fn a_short_freeze_of_the_store_is_not_noticed_by_the_children() {
     let agents = ["one", "two"].map(|node| stage.agent(node).ttl("20s").set("runtime_min", "1s").start());
     let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
     redis.stop().unwrap();
+    let stopped = clock::now();
     // Heartbeats are sent every 4 s, and fail after half a second.
     stage.wait_that("both to notice", || agents.iter().all(|agent| agent.says("the store is in trouble")));
     redis.resume().unwrap();
@@ -66,7 +67,7 @@ async fn a_short_freeze_of_the_store_is_not_noticed_by_the_children() {
     drop(agents);
     let report = stage.report();
     report.assert_good();
-    assert!(report.runs.values().all(|runs| runs.iter().filter(|run| run.begin > clock::now()).count() == 0));
+    assert!(report.runs.values().flatten().all(|run| run.begin < stopped), "{report}");
 }
 
 #[tokio::test]
@@ -169,7 +170,61 @@ async fn a_sentinel_failover_while_slots_move() {
 
 #[tokio::test]
 async fn a_sentinel_failover_with_acknowledgement_while_slots_move() {
-    fail_over(2, &[("store_options", "{ min_replicas = \"1\", acknowledge_timeout = \"100ms\" }")]).await;
+    fail_over(2, &[("store_options", "{ min_replicas = \"1\" }")]).await;
+}
+
+/// The old primary stands still and wakes up when another one has long taken its place.
+#[tokio::test]
+async fn an_old_primary_that_wakes_up_is_left_alone() {
+    let mut servers = RedisSentinelSet::builder().replicas(2).start().await.unwrap();
+    let stage = Stage::new(&servers.url());
+    let agents = two(&stage, &[("store_options", "{ min_replicas = \"1\" }")]);
+    let old = servers.primary().await.unwrap();
+    servers.servers[old].stop().unwrap();
+    servers.wait_for_failover(old).await.unwrap();
+    stage.wait_that("the new generation", || agents.iter().all(|agent| agent.says("may have lost data")));
+    stage.wait_for_slots(SLOTS);
+    servers.servers[old].resume().unwrap();
+    servers.wait_ready().await.unwrap();
+    judge(&stage, agents);
+}
+
+/// A node that ends, one that dies and one that joins, all while the store is away.
+#[tokio::test]
+async fn nodes_come_and_go_while_the_store_is_down() {
+    let mut redis = RedisServer::builder().append_only(true).start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let launch = |node| stage.agent(node).workloads(&["inbox=8"]).option("--drain-timeout", "5s");
+    let mut ending = launch("ending").start();
+    let dying = launch("dying").start();
+    let staying = launch("staying").start();
+    stage.wait("all to take part", |running| running.len() == SLOTS && shares_of(running).len() == 3);
+    redis.kill().unwrap();
+    ending.signal(Signal::TERM);
+    dying.signal(Signal::KILL);
+    let code = ending.exit_code();
+    assert!(matches!(code, Some(0 | 1)), "{code:?}: {}", ending.said());
+    let joining = launch("joining").option("--connect-timeout", "80s").start();
+    stage.wait("the end of what ran", |running| running.is_empty());
+    redis.restart(Restart::Crashed).await.unwrap();
+    stage.wait_for_shares(&[("joining", SLOTS / 2), ("staying", SLOTS / 2)]);
+    drop((dying, joining, staying));
+    stage.report().assert_good();
+}
+
+/// Nothing that no replica has counts, so nothing runs for long; and nobody needs a restart afterwards.
+#[tokio::test]
+async fn without_the_replica_that_must_acknowledge_everything_ends_and_comes_back_with_it() {
+    let mut servers = RedisSentinelSet::builder().start().await.unwrap();
+    let stage = Stage::new(&servers.url());
+    let agents = two(&stage, &[("store_options", "{ min_replicas = \"1\" }")]);
+    let replica = 1 - servers.primary().await.unwrap();
+    servers.servers[replica].kill().unwrap();
+    wait_for_the_end_of_all(&stage);
+    std::thread::sleep(TTL);
+    assert!(stage.running().is_empty());
+    servers.servers[replica].restart(Restart::Crashed).await.unwrap();
+    judge(&stage, agents);
 }
 
 #[tokio::test]
