@@ -173,6 +173,68 @@ async fn a_sentinel_failover_with_acknowledgement_while_slots_move() {
     fail_over(2, &[("store_options", "{ min_replicas = \"1\" }")]).await;
 }
 
+/// A restart that takes less time than the sessions have left: every child goes on, though nothing is granted.
+async fn interrupts_nobody(how: Restart) {
+    let mut redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = ["one", "two"].map(|node| stage.agent(node).ttl("15s").set("runtime_min", "1s").start());
+    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
+    let restarted = clock::now();
+    redis.restart(how).await.unwrap();
+    let goes_on = "goes on across the store's loss of data";
+    stage.wait_that("all to be adopted again", || {
+        agents.iter().map(|agent| agent.said().matches(goes_on).count()).sum::<usize>() == before.len()
+    });
+    // Their old deadlines are over then.
+    std::thread::sleep((restarted + 6 * TTL).since(clock::now()));
+    assert_eq!(stage.running(), before);
+    drop(agents);
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn an_orderly_restart_interrupts_nobody() {
+    interrupts_nobody(Restart::Saved).await;
+}
+
+#[tokio::test]
+async fn a_quick_empty_restart_interrupts_nobody() {
+    interrupts_nobody(Restart::Empty).await;
+}
+
+/// Who knows nothing of the cluster may ask first after a loss: a hold that is longer than a session excludes overlaps.
+#[tokio::test]
+async fn with_a_hold_newcomers_after_a_flush_wait_for_those_who_run() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let launch = |node| stage.agent(node).workloads(&["inbox=8"]).set("cold_start_hold", "4s");
+    let mut agents = vec![launch("one").start(), launch("one").name("waits").start(), launch("two").start()];
+    stage.wait_for_shares(&[("one", SLOTS / 2), ("two", SLOTS / 2)]);
+    for node in ["three", "four"] {
+        redis.command(&["FLUSHALL"]).await.unwrap();
+        agents.push(launch(node).start());
+        stage.wait("the newcomer to run something", |running| shares_of(running).contains_key(node));
+    }
+    stage.wait_for_slots(SLOTS);
+    assert!(agents.iter_mut().all(Agent::goes_on));
+    drop(agents);
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn a_node_that_is_frozen_while_the_store_loses_everything() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let agents = two(&stage, &[]);
+    agents[0].signal(Signal::STOP);
+    redis.command(&["FLUSHALL"]).await.unwrap();
+    stage.wait_for_shares(&[("two", SLOTS)]);
+    redis.command(&["FLUSHALL"]).await.unwrap();
+    agents[0].signal(Signal::CONT);
+    stage.wait("its return", |running| running.len() == SLOTS && shares_of(running).len() == 2);
+    judge(&stage, agents);
+}
+
 /// The old primary stands still and wakes up when another one has long taken its place.
 #[tokio::test]
 async fn an_old_primary_that_wakes_up_is_left_alone() {
