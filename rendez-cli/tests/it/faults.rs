@@ -200,3 +200,74 @@ fn descends(mut pid: i32, from: i32) -> bool {
     }
     pid == from
 }
+
+#[tokio::test]
+async fn nodes_that_are_all_told_to_end_at_once_end() {
+    let redis = redis().await;
+    let stage = Stage::new(&redis.url());
+    let agent = |node| stage.agent(node).workloads(&["inbox=9"]).start();
+    let mut agents = ["one", "two", "three"].map(agent);
+    stage.wait_for_shares(&[("one", 3), ("two", 3), ("three", 3)]);
+    agents.iter().for_each(|agent| agent.signal(Signal::TERM));
+    for agent in &mut agents {
+        assert_eq!(agent.exit_code(), Some(0), "{}", agent.said());
+    }
+    assert!(stage.running().is_empty());
+    let status = stage.status();
+    assert!(status["nodes"].as_array().unwrap().is_empty(), "{status:#}");
+    drop(agents);
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn two_of_three_nodes_that_die_at_once_leave_all_to_the_third() {
+    let redis = redis().await;
+    let stage = Stage::new(&redis.url());
+    let agent = |node| stage.agent(node).workloads(&["inbox=9"]).probe(&["--ignore-term", "--fork-detached"]).start();
+    let agents = ["one", "two", "three"].map(agent);
+    let before = stage.wait_for_shares(&[("one", 3), ("two", 3), ("three", 3)]);
+    agents[..2].iter().for_each(|agent| agent.signal(Signal::KILL));
+    let after = stage.wait_for_shares(&[("three", 9)]);
+    assert!(of(&before, "three").iter().all(|slot| before[*slot] == after[*slot]), "{before:?}\n{after:?}");
+    drop(agents);
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn a_frozen_guardian_outlives_no_lease_and_all_run_again_when_it_wakes() {
+    let redis = redis().await;
+    let stage = Stage::new(&redis.url());
+    let agent = |node| stage.agent(node).start();
+    let (one, two) = (agent("one"), agent("two"));
+    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
+    let keeper = parent_of(before[*of(&before, "one").first().unwrap()].1);
+    let guardian = parent_of(keeper);
+    assert_eq!(parent_of(guardian), one.pid());
+    signal_if_there(guardian, Signal::STOP);
+    sleep_until(clock::now() + 3 * TTL);
+    signal_if_there(guardian, Signal::CONT);
+    stage.wait_for_slots(4);
+    // It does not only look so because of what has not ended yet.
+    std::thread::sleep(TTL);
+    stage.wait_for_slots(4);
+    drop((one, two));
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn children_whose_keepers_are_frozen_are_killed_all_the_same() {
+    let redis = redis().await;
+    let stage = Stage::new(&redis.url());
+    let agent = |node| stage.agent(node).probe(&["--ignore-term", "--fork"]).start();
+    let (mut one, two) = (agent("one"), agent("two"));
+    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
+    for slot in of(&before, "one") {
+        signal_if_there(parent_of(before[slot].1), Signal::STOP);
+    }
+    one.signal(Signal::TERM);
+    let code = one.exit_code();
+    stage.wait_for_shares(&[("two", 4)]);
+    drop((one, two));
+    stage.report().assert_good();
+    assert_eq!(code, Some(0));
+}

@@ -98,3 +98,35 @@ async fn a_command_that_takes_long_to_stop_delays_no_other_slot() {
         assert!(runs.last().unwrap().begin < slow.until, "{slot} waited for {slow:?}: {runs:?}");
     }
 }
+
+#[tokio::test]
+async fn what_an_ended_command_leaves_behind_is_gone_before_it_starts_again() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let one = stage.agent("one").script(&bad("--exit-after-ms 200 --fork")).workloads(&["good=2", "bad=2"]).start();
+    stage.wait_that("a third try", || one.said().matches("(2 failures in a row)").count() == 2);
+    let before = good(&stage.running());
+    stage.wait_that("a fourth try", || one.said().matches("(3 failures in a row)").count() == 2);
+    assert_eq!(good(&stage.running()), before);
+    drop(one);
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn a_command_that_takes_longer_to_stop_than_it_may_is_killed() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let stage = Stage::new(&redis.url());
+    let launch = |node| stage.agent(node).script(&bad("--stop-ms 20000")).workloads(&["good=4", "bad=2"]).ttl("10s");
+    let mut one = launch("one").start();
+    stage.wait_for_slots(6);
+    let two = launch("two").start();
+    stage.wait_that("the other node", || two.says("takes part now"));
+    one.signal(Signal::TERM);
+    assert_eq!(one.exit_code(), Some(0), "{}", one.said());
+    stage.wait_for_shares(&[("two", 6)]);
+    drop((one, two));
+    let report = stage.report();
+    report.assert_good();
+    let bad = report.runs.iter().filter(|(slot, _)| slot.workload.as_str() == "bad");
+    assert!(bad.flat_map(|(_, runs)| runs).all(|run| !run.ended));
+}
