@@ -5,6 +5,7 @@ mod demo;
 mod faults;
 mod guardian;
 mod library;
+mod network;
 mod processes;
 mod runners;
 mod stage;

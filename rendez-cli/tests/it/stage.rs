@@ -44,6 +44,7 @@ impl Stage {
     pub(crate) fn agent(&self, node: &str) -> Launch<'_> {
         Launch {
             stage: self,
+            store: self.url.clone(),
             node: node.to_owned(),
             name: node.to_owned(),
             workloads: vec!["inbox=4".to_owned()],
@@ -145,6 +146,7 @@ pub(crate) fn shares_of(running: &Running) -> BTreeMap<String, usize> {
 #[must_use]
 pub(crate) struct Launch<'a> {
     stage: &'a Stage,
+    store: String,
     node: String,
     name: String,
     workloads: Vec<String>,
@@ -161,16 +163,22 @@ impl Launch<'_> {
         self
     }
 
+    /// Another way to the store.
+    pub(crate) fn store(mut self, url: &str) -> Self {
+        url.clone_into(&mut self.store);
+        self
+    }
+
     /// The workloads, in place of the four slots.
     pub(crate) fn workloads(mut self, workloads: &[&str]) -> Self {
         self.workloads = workloads.iter().map(|&workload| workload.to_owned()).collect();
         self
     }
 
-    pub(crate) fn ttl(self, ttl: &str) -> Self {
-        let mut this = self;
-        ttl.clone_into(&mut this.words[1]);
-        this
+    /// Another session TTL.
+    pub(crate) fn ttl(mut self, ttl: &str) -> Self {
+        ttl.clone_into(&mut self.words[1]);
+        self
     }
 
     /// Another option of the agent.
@@ -200,7 +208,7 @@ impl Launch<'_> {
     pub(crate) fn start(self) -> Agent {
         let err = self.stage.folder.path().join(format!("{}.err", self.name));
         let mut command = Command::new(env!("CARGO_BIN_EXE_rendez"));
-        command.args(["agent", "--store", &self.stage.url, "--cluster", "c", "--node", &self.node]);
+        command.args(["agent", "--store", &self.store, "--cluster", "c", "--node", &self.node]);
         command.args(&self.words).env("RENDEZ_CONFIG_CONNECT_TIMEOUT", "20s").envs(self.variables);
         for workload in &self.workloads {
             command.args(["--workload", workload]);
