@@ -7,7 +7,11 @@ use crate::stage::{Running, Stage};
 
 /// The slots of the workload that behaves.
 fn good(running: &Running) -> Running {
-    running.iter().filter(|(slot, _)| slot.starts_with("good/")).map(|(slot, run)| (slot.clone(), run.clone())).collect()
+    running
+        .iter()
+        .filter(|(slot, _)| slot.starts_with("good/"))
+        .map(|(slot, run)| (slot.clone(), run.clone()))
+        .collect()
 }
 
 /// A command that gets these options for the workload that does not behave.

@@ -74,9 +74,8 @@ async fn a_short_freeze_of_the_store_is_not_noticed_by_the_children() {
 async fn a_long_freeze_of_the_store_ends_every_child_by_its_deadline() {
     let mut redis = RedisServer::builder().start().await.unwrap();
     let stage = Stage::new(&redis.url());
-    let agents = ["one", "two"].map(|node| {
-        stage.agent(node).workloads(&["inbox=8"]).probe(&["--ignore-term", "--fork"]).start()
-    });
+    let agents = ["one", "two"]
+        .map(|node| stage.agent(node).workloads(&["inbox=8"]).probe(&["--ignore-term", "--fork"]).start());
     let before = stage.wait_for_shares(&[("one", SLOTS / 2), ("two", SLOTS / 2)]);
     redis.stop().unwrap();
     let stopped = clock::now();
