@@ -234,23 +234,36 @@ async fn two_of_three_nodes_that_die_at_once_leave_all_to_the_third() {
 }
 
 #[tokio::test]
-async fn a_frozen_guardian_outlives_no_lease_and_all_run_again_when_it_wakes() {
+async fn a_node_whose_guardian_stands_still_lets_go() {
     let redis = redis().await;
     let stage = Stage::new(&redis.url());
-    let agent = |node| stage.agent(node).start();
-    let (one, two) = (agent("one"), agent("two"));
+    let agent = |node| stage.agent(node).probe(&["--ignore-term", "--fork-detached"]).start();
+    let (mut one, two) = (agent("one"), agent("two"));
     let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
-    let keeper = parent_of(before[*of(&before, "one").first().unwrap()].1);
-    let guardian = parent_of(keeper);
+    let guardian = parent_of(parent_of(before[*of(&before, "one").first().unwrap()].1));
     assert_eq!(parent_of(guardian), one.pid());
     signal_if_there(guardian, Signal::STOP);
-    sleep_until(clock::now() + 3 * TTL);
-    signal_if_there(guardian, Signal::CONT);
-    stage.wait_for_slots(4);
-    // It does not only look so because of what has not ended yet.
-    std::thread::sleep(TTL);
-    stage.wait_for_slots(4);
+    stage.wait_for_shares(&[("two", 4)]);
+    assert_eq!(one.exit_code(), Some(1), "{}", one.said());
+    assert!(one.says("the guardian has not answered"), "{}", one.said());
     drop((one, two));
+    stage.report().assert_good();
+}
+
+#[tokio::test]
+async fn a_guardian_that_stands_still_for_a_moment_is_forgiven() {
+    let redis = redis().await;
+    let stage = Stage::new(&redis.url());
+    let mut one = stage.agent("one").ttl("20s").start();
+    let before = stage.wait_for_slots(4);
+    let guardian = parent_of(parent_of(before["inbox/0"].1));
+    signal_if_there(guardian, Signal::STOP);
+    sleep_until(clock::now() + TTL);
+    signal_if_there(guardian, Signal::CONT);
+    sleep_until(clock::now() + TTL);
+    assert_eq!(stage.running(), before);
+    one.signal(Signal::TERM);
+    assert_eq!(one.exit_code(), Some(0), "{}", one.said());
     stage.report().assert_good();
 }
 
