@@ -121,6 +121,13 @@ impl Stage {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// All that the state says about each slot that nobody holds.
+    pub(crate) fn orphans(&self) -> Vec<String> {
+        let status = self.status();
+        let slots = status["slots"].as_array().unwrap().iter();
+        slots.filter(|slot| slot["holder"].is_null()).map(Value::to_string).collect()
+    }
+
     fn files(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some_and(|extension| extension == "records")).collect()
