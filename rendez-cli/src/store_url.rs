@@ -94,6 +94,8 @@ impl StoreUrl {
     fn redis_options(&self, operation_timeout: Duration) -> Result<RedisOptions, String> {
         let mut redis = RedisOptions::default();
         redis.operation_timeout = operation_timeout;
+        // Short sessions have short timeouts; what was not chosen must not be what refuses them.
+        redis.acknowledge_timeout = redis.acknowledge_timeout.min(operation_timeout / 2);
         for (key, value) in &self.options {
             // The value may be a password: it is not repeated.
             let wrong = |what: &str| format!("store_options.{key}: {what}");

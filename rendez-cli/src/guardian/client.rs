@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +16,20 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use super::clock::now;
 use super::protocol::{ChildEnd, ChildId, HeldSession, Hello, Order, Report, Start};
 use super::tree::{self, Reaped};
 use super::wire::LINE_BYTES_MAX;
 use crate::store_url::StoreUrl;
+
+/// After so many pings without an answer, a session TTL's worth, the guardian stands still. Its children are gone by
+/// then: their keepers hear of no new deadline.
+const UNANSWERED_MAX: u32 = 10;
+
+/// Between two pings at least: a busy machine must not look like a guardian that stands still.
+const PING_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
 /// What a guardian is told at its start.
 #[derive(Debug, Clone)]
@@ -102,8 +111,11 @@ impl Guardian {
         let (orders, to_write) = mpsc::unbounded_channel();
         let (tell_gone, gone) = watch::channel(None);
         let children = Arc::new(Mutex::new(Children::default()));
+        let answered = Arc::new(AtomicBool::new(true));
         tokio::spawn(write(writer, to_write));
-        tokio::spawn(read(reader, pid, Arc::clone(&children), tell_gone));
+        tokio::spawn(read(reader, pid, Arc::clone(&children), Arc::clone(&answered), tell_gone));
+        let ping_interval = (setup.session_ttl / UNANSWERED_MAX).max(PING_INTERVAL_MIN);
+        tokio::spawn(watch_over(pid, orders.downgrade(), answered, gone.clone(), ping_interval));
         let guardian = Self { orders, children, gone, pid };
         guardian.order(Order::Hello(Hello {
             store: setup.store,
@@ -199,10 +211,44 @@ async fn write(mut writer: OwnedWriteHalf, mut orders: mpsc::UnboundedReceiver<O
     }
 }
 
+/// Kills a guardian that stands still: nobody could say what has become of its children, and their slots would be
+/// kept for nothing. Counts pings and not time, so that a pause of this process or of the host is not held against it.
+async fn watch_over(
+    guardian: Pid,
+    orders: mpsc::WeakUnboundedSender<Order>,
+    answered: Arc<AtomicBool>,
+    gone: watch::Receiver<Option<Aftermath>>,
+    interval: Duration,
+) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unanswered = 0;
+    loop {
+        ticks.tick().await;
+        // The last handle is dropped, or the guardian is gone.
+        let Some(orders) = orders.upgrade() else { return };
+        if orders.is_closed() || gone.borrow().is_some() {
+            return;
+        }
+        if answered.swap(false, Ordering::Relaxed) {
+            unanswered = 0;
+            let _ = orders.send(Order::Ping);
+            continue;
+        }
+        unanswered += 1;
+        if unanswered >= UNANSWERED_MAX {
+            tracing::error!("the guardian has not answered for {:?}: killing it", interval * UNANSWERED_MAX);
+            let _ = kill_process(guardian, Signal::KILL);
+            return;
+        }
+    }
+}
+
 async fn read(
     reader: OwnedReadHalf,
     guardian: Pid,
     children: Arc<Mutex<Children>>,
+    answered: Arc<AtomicBool>,
     gone: watch::Sender<Option<Aftermath>>,
 ) {
     let mut reader = BufReader::new(reader);
@@ -217,6 +263,7 @@ async fn read(
         let Ok(report) = serde_json::from_str(&line) else { break };
         match report {
             Report::Ready { folder: place } => folder = Some(place),
+            Report::Pong => answered.store(true, Ordering::Relaxed),
             Report::Started { .. } => {}
             Report::Ended { child, end } => {
                 let waiting = locked(&children).waiting.remove(&child);

@@ -38,10 +38,11 @@
 //! | the agent is gone (its end of the socket is closed) | guardian | has all keepers kill; then crash release |
 //! | the guardian is gone (the same way) | keeper | kills its tree |
 //! | the guardian is gone | agent | a subreaper as well: kills what is left, lets go, exits with an error |
+//! | the guardian has not answered for a session TTL | agent | kills the guardian, as nobody would know of the children |
 //! | a keeper is gone | guardian | kills the keeper's orphans, then reports |
 //! | a keeper is gone | kernel | parent-death signal: `SIGKILL` to the command itself |
 //!
-//! So a frozen agent changes nothing; a frozen guardian, or both, neither; one keeper frozen is killed by the
+//! So a frozen agent changes nothing for the deadlines; a frozen guardian, or both, neither; one keeper frozen is killed by the
 //! guardian. If all are frozen together with the children, and woken late, the first thing that each does is to kill:
 //! that is the pause that no lease system can exclude, and for which there are fencing tokens.
 //!

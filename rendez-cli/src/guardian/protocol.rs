@@ -26,6 +26,8 @@ pub(crate) enum Order {
     Stop { child: ChildId, kill_at_ns: u64 },
     /// Kill a child.
     Kill { child: ChildId },
+    /// Answer with a pong.
+    Ping,
     /// The agent has closed its session itself: release nothing after its end.
     Bye,
 }
@@ -79,6 +81,8 @@ pub(crate) enum Report {
         /// Where it keeps deadline files, for whoever cleans up after it.
         folder: std::path::PathBuf,
     },
+    /// The answer to a ping.
+    Pong,
     /// A child's command was started.
     Started { child: ChildId, pid: u32 },
     /// A child and everything that it has started are gone.

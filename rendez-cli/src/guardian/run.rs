@@ -163,6 +163,7 @@ impl Guardian {
                     keeper.patience_ends = keeper.patience_ends.min(now() + KEEPER_PATIENCE);
                 }
             }
+            Order::Ping => self.agent.say(&Report::Pong),
             Order::Bye => self.session = None,
         }
     }

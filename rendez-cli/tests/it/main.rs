@@ -2,6 +2,12 @@
 
 mod agent;
 mod demo;
+mod faults;
 mod guardian;
+mod library;
+mod network;
 mod processes;
+mod runners;
+mod stage;
+mod stores;
 mod usage;

@@ -1,5 +1,6 @@
 //! Looking at processes from outside, and waiting for what shall happen.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -52,4 +53,44 @@ pub(crate) fn pids_in(file: &Path, count: usize) -> Vec<i32> {
 pub(crate) fn parent_of(pid: i32) -> i32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit(')').next().unwrap().split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// All that descend from a process, parents before children.
+pub(crate) fn descendants_of(pid: i32) -> Vec<i32> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let parent = stat.rsplit(')').next().and_then(|tail| tail.split_ascii_whitespace().nth(1)?.parse().ok());
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(child);
+        }
+    }
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = found.get(at) {
+        found.extend(children.get(parent).into_iter().flatten().copied());
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+/// Sends a signal to a process that may be gone.
+pub(crate) fn signal_if_there(pid: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+}
+
+/// Freezes a process and all that descend from it; they are told, parents before children.
+pub(crate) fn freeze_all(pid: i32) -> Vec<i32> {
+    let mut frozen = vec![pid];
+    signal(pid, Signal::STOP);
+    loop {
+        // What was started meanwhile too.
+        let new: Vec<i32> = descendants_of(pid).into_iter().filter(|child| !frozen.contains(child)).collect();
+        if new.is_empty() {
+            return frozen;
+        }
+        new.iter().for_each(|child| signal_if_there(*child, Signal::STOP));
+        frozen.extend(new);
+    }
 }
