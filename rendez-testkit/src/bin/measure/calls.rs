@@ -14,8 +14,20 @@ const WINDOW: Duration = Duration::from_secs(1);
 const WINDOWS: usize = 20;
 
 /// Commands that clients send; all others that are counted run inside of scripts. `info` is also this program's.
-const SENT: &[&str] =
-    &["evalsha", "eval", "script", "subscribe", "unsubscribe", "ping", "wait", "info", "hello", "auth", "client", "select"];
+const SENT: &[&str] = &[
+    "evalsha",
+    "eval",
+    "script",
+    "subscribe",
+    "unsubscribe",
+    "ping",
+    "wait",
+    "info",
+    "hello",
+    "auth",
+    "client",
+    "select",
+];
 
 /// Requests of clients when nothing happens.
 pub(crate) struct SteadyCalls;
@@ -43,7 +55,11 @@ impl Measurement for SteadyCalls {
             let name = |what: &str| format!("{slots}: {what} in one second");
             samples = samples
                 .and(slots, name("commands that clients send"), Samples::numbers("calls", steady.calls))
-                .and("", name("the server's CPU, less what it takes without nodes"), Samples::numbers("ms", steady.cpu_ms))
+                .and(
+                    "",
+                    name("the server's CPU, less what it takes without nodes"),
+                    Samples::numbers("ms", steady.cpu_ms),
+                )
                 .and("", name("bytes to the server"), Samples::numbers("bytes", steady.bytes_in))
                 .and("", name("bytes from the server"), Samples::numbers("bytes", steady.bytes_out))
                 .note(steady.said);
@@ -96,7 +112,10 @@ async fn steady(slots: u32) -> Result<Steady, Failure> {
     let moved = (before != after).then(|| format!("something happened: {before:?}, then {after:?}"));
     nodes.shutdown().await?;
     Ok(Steady {
-        calls: seen.iter().map(|seen| seen.calls.iter().filter(|(name, _)| is_sent(name)).map(|(_, n)| n).sum()).collect(),
+        calls: seen
+            .iter()
+            .map(|seen| seen.calls.iter().filter(|(name, _)| is_sent(name)).map(|(_, n)| n).sum())
+            .collect(),
         cpu_ms: seen.iter().map(|seen| seen.cpu_ms - idle_cpu).collect(),
         bytes_in: seen.iter().map(|seen| seen.bytes_in).collect(),
         bytes_out: seen.iter().map(|seen| seen.bytes_out).collect(),
@@ -160,7 +179,9 @@ impl Info {
         };
         let mut calls = BTreeMap::new();
         for line in text.lines() {
-            let Some((name, values)) = line.strip_prefix("cmdstat_").and_then(|line| line.split_once(':')) else { continue };
+            let Some((name, values)) = line.strip_prefix("cmdstat_").and_then(|line| line.split_once(':')) else {
+                continue;
+            };
             let count = values.strip_prefix("calls=").and_then(|values| values.split(',').next());
             calls.insert(name.to_owned(), count.ok_or("commandstats without calls")?.parse()?);
         }

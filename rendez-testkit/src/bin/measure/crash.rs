@@ -99,10 +99,16 @@ impl Measurement for LostHost {
         }
         let late = whole.iter().filter(|time| **time > TTL + Duration::from_secs(1)).count();
         let mut samples = beyond_child_start(&times)?
-            .and("granted", "from the session's end until the lease was granted to another agent", Samples::times(granted))
+            .and(
+                "granted",
+                "from the session's end until the lease was granted to another agent",
+                Samples::times(granted),
+            )
             .and("with the start", "from the session's end until it runs", Samples::times(raw))
             .and("since the kill", "from the kill until it runs", Samples::times(whole))
-            .note(format!("{KILLS} kills; goals: p50 25 ms after the session's end; in all TTL + 1 s, missed by {late}"));
+            .note(format!(
+                "{KILLS} kills; goals: p50 25 ms after the session's end; in all TTL + 1 s, missed by {late}"
+            ));
         if early > 0 {
             samples = samples.broken(format!("{early} slots ran elsewhere before the session's end"));
         }

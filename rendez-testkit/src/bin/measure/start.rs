@@ -39,16 +39,14 @@ impl Measurement for ColdStart {
             times.push(begin.elapsed());
             let counts = nodes.counts();
             fullest.push(counts.iter().copied().max().unwrap_or_default() as f64 / share);
-            emptiest.push(-(counts.iter().copied().min().unwrap_or_default() as f64) / share);
+            emptiest.push(1.0 - counts.iter().copied().min().unwrap_or_default() as f64 / share);
             let begin = Instant::now();
             nodes.shutdown().await?;
             ends.push(begin.elapsed());
         }
-        // The worst is the smallest.
-        let emptiest = emptiest.into_iter().map(|share: f64| -share);
         Ok(Samples::times(times)
-            .and("fullest", "what the fullest node runs then, of its share", Samples::numbers("", fullest))
-            .and("emptiest", "what the emptiest node runs then, of its share", Samples::numbers("", emptiest))
+            .and("fullest", "what the fullest node runs then", Samples::numbers("shares", fullest))
+            .and("emptiest", "what the emptiest node lacks then", Samples::numbers("shares", emptiest))
             .and("end", "all nodes told to end at once: until all have", Samples::times(ends))
             .note("goal: about a second"))
     }
