@@ -4,17 +4,20 @@
 //! - [`proxy`] stands in front of any address and delays, cuts, freezes or loses;
 //! - [`records`] is what runners write down themselves, and [`checker`] tells from it whether the promises held;
 //! - [`probe`] finds `rendez-probe`, a child process that writes such records;
+//! - [`agents`] starts `rendez agent` with such children, and [`processes`] looks at processes from outside;
 //! - [`sink`] is a resource that checks fencing tokens;
 //! - [`measure`] is the frame for measurements.
 //!
 //! This crate is for tests only and is not published. What is here stays independent of the stores and of the
 //! driver, so that a mistake there cannot hide behind the same mistake here.
 
+pub mod agents;
 pub mod checker;
 pub mod clock;
 mod encoding;
 pub mod measure;
 pub mod probe;
+pub mod processes;
 pub mod proxy;
 pub mod records;
 pub mod servers;

@@ -42,6 +42,9 @@ pub trait Measurement: Send + Sync {
 pub struct Samples {
     values: Vec<f64>,
     unit: Unit,
+    more: Vec<(&'static str, String, Samples)>,
+    notes: Vec<String>,
+    broken: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +57,38 @@ impl Samples {
     /// Times.
     #[must_use]
     pub fn times(times: impl IntoIterator<Item = Duration>) -> Self {
-        Self { values: times.into_iter().map(|time| time.as_secs_f64()).collect(), unit: Unit::Seconds }
+        Self::new(Unit::Seconds, times.into_iter().map(|time| time.as_secs_f64()))
     }
 
     /// Numbers of something, for example `commands` or `ns/pair`.
     #[must_use]
     pub fn numbers(unit: &'static str, values: impl IntoIterator<Item = f64>) -> Self {
-        Self { values: values.into_iter().collect(), unit: Unit::Of(unit) }
+        Self::new(Unit::Of(unit), values)
+    }
+
+    fn new(unit: Unit, values: impl IntoIterator<Item = f64>) -> Self {
+        Self { values: values.into_iter().collect(), unit, more: Vec::new(), notes: Vec::new(), broken: Vec::new() }
+    }
+
+    /// Adds a row about another side of the same runs; it may have fewer samples.
+    #[must_use]
+    pub fn and(mut self, name: &'static str, about: impl Into<String>, samples: Self) -> Self {
+        self.more.push((name, about.into(), samples));
+        self
+    }
+
+    /// Adds a line for the reader.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+
+    /// Says that a promise was broken while this was measured: the rows are printed, and the run fails.
+    #[must_use]
+    pub fn broken(mut self, what: impl Into<String>) -> Self {
+        self.broken.push(what.into());
+        self
     }
 
     /// How many there are.
@@ -115,10 +143,17 @@ pub async fn run(list: &[Box<dyn Measurement>], names: &[String], out: &mut impl
                 continue;
             }
         };
-        let count = samples.count().to_string();
-        let (p50, max) = (samples.show(samples.quantile(0.5)), samples.show(samples.quantile(1.0)));
-        row(out, [measurement.name(), &count, &p50, &max, &load(), measurement.about()])?;
-        if samples.count() < SAMPLES_MIN {
+        let load = load();
+        show(out, measurement.name(), &samples, &load, measurement.about())?;
+        for (name, about, more) in &samples.more {
+            show(out, &format!("  {name}"), more, &load, about)?;
+        }
+        for note in &samples.notes {
+            writeln!(out, "  {note}")?;
+        }
+        failed.extend(samples.broken.iter().map(|what| format!("{}: {what}", measurement.name())));
+        let count = samples.count();
+        if count < SAMPLES_MIN {
             failed.push(format!("{}: {count} samples, fewer than {SAMPLES_MIN}", measurement.name()));
         }
     }
@@ -134,6 +169,11 @@ pub fn print_list(list: &[Box<dyn Measurement>], out: &mut impl Write) -> io::Re
         writeln!(out, "{:<24} {}", measurement.name(), measurement.about())?;
     }
     Ok(())
+}
+
+fn show(out: &mut impl Write, name: &str, samples: &Samples, load: &str, about: &str) -> io::Result<()> {
+    let (p50, max) = (samples.show(samples.quantile(0.5)), samples.show(samples.quantile(1.0)));
+    row(out, [name, &samples.count().to_string(), &p50, &max, load, about])
 }
 
 fn row(out: &mut impl Write, cells: [impl fmt::Display; 6]) -> io::Result<()> {
@@ -202,6 +242,30 @@ mod tests {
         let (rows, done) = table(&list, &[]).await;
         assert_eq!(rows[1..], ["few 19 10.000ms 19.000ms", "good 20 10.000ms 20.000ms"]);
         assert_eq!(done.unwrap_err(), "broken: broken on purpose\nfew: 19 samples, fewer than 20");
+    }
+
+    #[tokio::test]
+    async fn a_broken_promise_fails_the_run_after_its_rows() {
+        struct Broken;
+        #[async_trait]
+        impl Measurement for Broken {
+            fn name(&self) -> &'static str {
+                "broken"
+            }
+            fn about(&self) -> &'static str {
+                ""
+            }
+            fn is_baseline(&self) -> bool {
+                false
+            }
+            async fn run(&self) -> Result<Samples, Failure> {
+                let few = Samples::numbers("x", [1.0]);
+                Ok(Samples::numbers("x", [2.0; SAMPLES_MIN]).and("few", "", few).note("a note").broken("an overlap"))
+            }
+        }
+        let (rows, done) = table(&[Box::new(Broken)], &[]).await;
+        assert_eq!(rows[1..], ["broken 20 2.000 x", "few 1 1.000 x", "a note"]);
+        assert_eq!(done.unwrap_err(), "broken: an overlap");
     }
 
     #[test]

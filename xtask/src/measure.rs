@@ -5,8 +5,10 @@ use crate::{Failure, run};
 /// Builds and runs the measuring program, which is allowed to be heavy.
 pub(crate) fn measure(names: &[&str]) -> Result<(), Failure> {
     crate::servers::ensure()?;
-    // All programs of the package: the measurements start some of them.
-    run::step(run::cargo(&["build", "--release", "--quiet", "--package", "rendez-testkit", "--bins"]))?;
-    let program = ["run", "--release", "--quiet", "--package", "rendez-testkit", "--bin", "measure", "--"];
-    run::step(run::cargo(&[&program[..], names].concat()))
+    // All programs: the measurements start some of them.
+    let feature = ["--features", "rendez-testkit/measure"];
+    let build = ["build", "--release", "--quiet", "--package", "rendez-testkit", "--package", "rendez-cli", "--bins"];
+    run::step(run::cargo(&[&build[..], &feature].concat()))?;
+    let program = ["run", "--release", "--quiet", "--package", "rendez-testkit"];
+    run::step(run::cargo(&[&program[..], &feature, &["--bin", "measure", "--"], names].concat()))
 }

@@ -7,9 +7,28 @@ use std::process::ExitCode;
 use rendez_testkit::measure::{Measurement, print_list, run};
 
 mod baseline;
+mod calls;
+mod crash;
+mod frozen;
+mod link;
+mod moves;
+mod nodes;
+mod stage;
+mod start;
 
 fn list() -> Vec<Box<dyn Measurement>> {
-    vec![Box::new(baseline::ChildStart), Box::new(baseline::RedisRoundTrip)]
+    vec![
+        Box::new(baseline::ChildStart),
+        Box::new(baseline::RedisRoundTrip),
+        Box::new(crash::CrashRelease),
+        Box::new(crash::LostHost),
+        Box::new(moves::Handover),
+        Box::new(moves::Join),
+        Box::new(calls::SteadyCalls),
+        Box::new(start::ColdStart),
+        Box::new(link::SlowLink),
+        Box::new(frozen::RedisFrozen),
+    ]
 }
 
 #[tokio::main]

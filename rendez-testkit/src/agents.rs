@@ -1,0 +1,257 @@
+//! Agents as real processes, whose children are `rendez-probe` and write down themselves when they run.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rendez_core::{FencingToken, Slot, Timestamp};
+use rustix::process::Signal;
+
+use crate::checker::{Checker, Report};
+use crate::processes::{descendants_of, runs, signal};
+use crate::records::{Record, RecordKind};
+use crate::{clock, probe};
+
+/// The cluster that all agents of a stage are in.
+pub const CLUSTER: &str = "stage";
+/// The workload that they run.
+pub const WORKLOAD: &str = "inbox";
+const RECORDS: &str = "records";
+
+/// Agents of one cluster, with a folder for what they write.
+#[derive(Debug)]
+pub struct AgentStage {
+    program: PathBuf,
+    store: String,
+    units: u32,
+    folder: tempfile::TempDir,
+}
+
+impl AgentStage {
+    /// A stage for the agents of a program, a store and a workload of so many units.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn new(program: impl Into<PathBuf>, store: impl Into<String>, units: u32) -> io::Result<Self> {
+        Ok(Self { program: program.into(), store: store.into(), units, folder: tempfile::tempdir()? })
+    }
+
+    /// Where everything is written.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts an agent whose children are `rendez-probe`, with options for the agent and for the probe.
+    ///
+    /// # Errors
+    /// A program is missing or does not start.
+    pub fn start(&self, node: &str, options: &[&str], probe_options: &[&str]) -> io::Result<Agent> {
+        let probe = probe::path()?;
+        let records = self.folder.path().join(format!("{{node}}.{RECORDS}"));
+        let mut command = vec![text(&probe)?, text(&records)?];
+        command.extend(probe_options);
+        self.start_with(node, options, &command, &[])
+    }
+
+    /// Starts an agent with another command and more environment.
+    ///
+    /// # Errors
+    /// The program is missing or does not start.
+    pub fn start_with(
+        &self,
+        node: &str,
+        options: &[&str],
+        command: &[&str],
+        environment: &[(&str, &str)],
+    ) -> io::Result<Agent> {
+        let file = |kind: &str| self.folder.path().join(format!("{node}.{kind}"));
+        let (out, err, records) = (file("out"), file("err"), file(RECORDS));
+        let process = Command::new(&self.program)
+            .envs(environment.iter().copied())
+            .args(["agent", "--store", &self.store, "--cluster", CLUSTER, "--node", node])
+            .args(["--workload", &format!("{WORKLOAD}={}", self.units)])
+            .args(options)
+            .arg("--")
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(File::create(&out)?)
+            .stderr(File::create(&err)?)
+            .spawn()?;
+        Ok(Agent { node: node.to_owned(), process, out, err, records: LiveRecords::new([records]) })
+    }
+
+    /// Judges all records that were written on this stage.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn judge(&self) -> io::Result<Report> {
+        let mut checker = Checker::new();
+        for entry in fs::read_dir(self.folder.path())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == RECORDS) {
+                checker.read_file(&path)?;
+            }
+        }
+        Ok(checker.finish())
+    }
+}
+
+/// An agent that was started; killed when this is dropped, and then its guardian kills its children.
+#[derive(Debug)]
+pub struct Agent {
+    node: String,
+    process: Child,
+    out: PathBuf,
+    err: PathBuf,
+    records: LiveRecords,
+}
+
+impl Agent {
+    /// An agent that was started otherwise, with the files that it writes to; its children write no records.
+    #[must_use]
+    pub fn of(process: Child, out: PathBuf, err: PathBuf) -> Self {
+        Self { node: String::new(), process, out, err, records: LiveRecords::new([]) }
+    }
+
+    /// Its node's name.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Its process; not the guardian's and not a keeper's.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).unwrap_or(i32::MAX)
+    }
+
+    /// What its children have written to their standard output.
+    #[must_use]
+    pub fn out(&self) -> String {
+        fs::read_to_string(&self.out).unwrap_or_default()
+    }
+
+    /// What it has written to its standard error.
+    #[must_use]
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.err).unwrap_or_default()
+    }
+
+    /// The first records of the children that run now.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn running(&mut self) -> io::Result<Vec<Record>> {
+        self.records.running()
+    }
+
+    /// Sends a signal to the agent alone.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn signal(&self, which: Signal) -> io::Result<()> {
+        signal(self.pid(), which)
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.process.try_wait()
+    }
+
+    /// Kills everything at one moment: agent, guardian, keepers and children; as if the host were lost. Returns that
+    /// moment.
+    ///
+    /// # Errors
+    /// The processes cannot be found.
+    pub fn lose_host(&mut self) -> io::Result<Timestamp> {
+        let agent = self.pid();
+        // Frozen first, from the guardian on, so that none of them acts on the end of another.
+        let mut frozen = Vec::new();
+        loop {
+            let found = descendants_of(agent)?.into_iter().chain([agent]).collect::<Vec<_>>();
+            let fresh: Vec<i32> = found.into_iter().filter(|pid| !frozen.contains(pid)).collect();
+            if fresh.is_empty() {
+                break;
+            }
+            for pid in fresh {
+                let _gone = signal(pid, Signal::STOP);
+                frozen.push(pid);
+            }
+        }
+        let at = clock::now();
+        for pid in frozen {
+            let _gone = signal(pid, Signal::KILL);
+        }
+        self.process.wait()?;
+        Ok(at)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            let _ = io::stderr().write_all(self.said().as_bytes());
+        }
+    }
+}
+
+/// Files of records that are still written to: which runs have begun and not ended.
+#[derive(Debug)]
+pub struct LiveRecords {
+    files: Vec<(PathBuf, u64)>,
+    begun: BTreeMap<(Slot, FencingToken, u32), Record>,
+}
+
+impl LiveRecords {
+    /// Looks at these files, which need not be there yet.
+    #[must_use]
+    pub fn new(files: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { files: files.into_iter().map(|file| (file, 0)).collect(), begun: BTreeMap::new() }
+    }
+
+    /// The first record of each run that has not ended and whose process is there.
+    ///
+    /// # Errors
+    /// A file cannot be read, or holds something else.
+    pub fn running(&mut self) -> io::Result<Vec<Record>> {
+        self.read_on()?;
+        self.begun.retain(|_, record| i32::try_from(record.pid).is_ok_and(runs));
+        Ok(self.begun.values().cloned().collect())
+    }
+
+    fn read_on(&mut self) -> io::Result<()> {
+        for (path, read) in &mut self.files {
+            let mut file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            file.seek(SeekFrom::Start(*read))?;
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                *read += line.len() as u64;
+                let record: Record = line.trim_end_matches('\n').parse().map_err(io::Error::other)?;
+                let run = (record.slot.clone(), record.token, record.pid);
+                match record.kind {
+                    RecordKind::Begin => drop(self.begun.insert(run, record)),
+                    RecordKind::Alive => {}
+                    RecordKind::End => drop(self.begun.remove(&run)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(path: &Path) -> io::Result<&str> {
+    path.to_str().ok_or_else(|| io::Error::other(format!("{} is no text", path.display())))
+}
