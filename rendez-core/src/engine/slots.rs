@@ -54,6 +54,10 @@ impl Engine {
         let Some(record) = self.view.slot(slot).cloned() else { return };
         let Some((session, _)) = self.session() else { return };
         let mine = record.is_held_by(session);
+        let offered = record.offer.as_ref().is_some_and(|offer| offer.to == session);
+        if !mine && !offered && !self.slots.contains_key(slot) {
+            return; // the others' slots need no remembering
+        }
         let local = self.slots.entry(slot.clone()).or_default();
         let floor = local.floor;
         match &mut local.tenure {
