@@ -257,6 +257,18 @@ impl ClusterView {
         }
     }
 
+    /// Whether a live node can run a slot: it runs the unit, is in the workload's zones and has its labels.
+    #[must_use]
+    pub fn may_run(&self, node: &NodeId, slot: &Slot) -> bool {
+        let specs = self.node_specs.get(node).zip(self.workload_specs.get(&slot.workload));
+        specs.is_some_and(|(node, workload)| {
+            let runs = node.runs.get(&slot.workload).is_some_and(|runs| slot.unit < runs.units);
+            let zone =
+                workload.zones.is_empty() || node.zone.as_ref().is_some_and(|zone| workload.zones.contains(zone));
+            runs && zone && workload.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        })
+    }
+
     /// The most units of a workload that a node may hold, if there is a limit.
     #[must_use]
     pub fn cap(&self, node: &NodeId, workload: &WorkloadName) -> Option<u32> {

@@ -6,7 +6,7 @@ use crate::placement::{Counts, Desired, Move, Reason};
 use crate::records::SlotRecord;
 use crate::stabilizer::{MoveFacts, hold_back};
 use crate::store::ChangeKind;
-use crate::{FencingToken, NodeId, Slot, Timestamp, WorkloadName};
+use crate::{FencingToken, NodeId, Slot, Stance, Timestamp, WorkloadName};
 
 use super::Engine;
 use super::api::{Action, Event, StopReason};
@@ -128,16 +128,48 @@ impl Engine {
         }
     }
 
-    /// Stops what shall run nowhere: paused workloads, removed units.
+    /// Stops what shall not run here, though nobody else can take it: paused workloads, removed units, what is beyond
+    /// a cap that was lowered, what the node cannot run any more. A drain, and a pin to a node that cannot take the
+    /// slot, keep it here until another node does.
     fn let_go(&mut self, now: Timestamp) {
-        let held: Vec<Slot> = self.held_slots();
-        for slot in held {
-            let desired = self.view.planner().desired(&slot);
-            let unwanted = matches!(desired, Desired::Nobody(Reason::Paused | Reason::NoSuchSlot));
-            if unwanted {
-                self.stop(now, &slot, StopReason::Unwanted);
+        let node = self.node().clone();
+        let draining = self.info.stance == Stance::Draining || self.view.wish(&node).drain;
+        let held = self.held_slots();
+        let mut unwanted: Vec<Slot> = Vec::new();
+        // Units that are beyond the end of their workload, or whose workload is gone, are in no plan.
+        for slot in &held {
+            if matches!(self.view.planner().desired(slot), Desired::Nobody(Reason::Paused | Reason::NoSuchSlot)) {
+                unwanted.push(slot.clone());
             }
         }
+        if !draining {
+            // In the plan an offer counts as done. Only what is beyond a cap in truth is let go.
+            let mut room = Room::default();
+            for slot in held.iter().filter(|slot| !self.is_ending(slot)) {
+                room.count(slot);
+            }
+            for unplaced in self.view.planner().unplaced() {
+                let pinned = matches!(unplaced.reason, Reason::PinnedToAbsent(_) | Reason::Pinned { .. });
+                let slot = unplaced.slot;
+                let live = self.slots.get(&slot).and_then(|local| local.tenure.as_ref()).is_some_and(|it| !it.gone);
+                if unplaced.holder.as_ref() != Some(&node) || pinned || !live || self.is_ending(&slot) {
+                    continue;
+                }
+                if !self.view.may_run(&node, &slot) || room.is_over(self, &slot) {
+                    room.count_out(&slot);
+                    unwanted.push(slot);
+                }
+            }
+        }
+        for slot in unwanted {
+            self.stop(now, &slot, StopReason::Unwanted);
+        }
+    }
+
+    /// Whether the runner of a slot was told to stop, or is gone for good.
+    fn is_ending(&self, slot: &Slot) -> bool {
+        let tenure = self.slots.get(slot).and_then(|local| local.tenure.as_ref());
+        tenure.is_some_and(|tenure| matches!(tenure.run, Run::Stopping { .. } | Run::Over { .. }))
     }
 
     /// The slots of live leases.
@@ -332,30 +364,45 @@ fn is_going(local: &super::tenure::Local) -> bool {
 }
 
 /// How much room is left under the node's caps (S11), with all that is under way counted in.
+#[derive(Default)]
 struct Room {
     total: u32,
     of_workload: BTreeMap<WorkloadName, u32>,
 }
 
 impl Room {
+    /// All that this node holds, was promised, or may have without knowing.
     fn of(engine: &Engine) -> Self {
-        let mut of_workload: BTreeMap<WorkloadName, u32> = BTreeMap::new();
-        let mut total = 0;
-        let mut count = |slot: &Slot| {
-            total += 1;
-            *of_workload.entry(slot.workload.clone()).or_default() += 1;
-        };
+        let mut room = Self::default();
         for (slot, local) in &engine.slots {
             if local.tenure.as_ref().is_some_and(|tenure| !tenure.gone) || local.promise.is_some() {
-                count(slot);
+                room.count(slot);
             }
         }
         for slot in engine.outbox.changing() {
             if engine.slots.get(slot).is_none_or(|local| local.tenure.is_none() && local.promise.is_none()) {
-                count(slot);
+                room.count(slot);
             }
         }
-        Self { total, of_workload }
+        room
+    }
+
+    fn count(&mut self, slot: &Slot) {
+        self.total += 1;
+        *self.of_workload.entry(slot.workload.clone()).or_default() += 1;
+    }
+
+    fn count_out(&mut self, slot: &Slot) {
+        self.total = self.total.saturating_sub(1);
+        let of_workload = self.of_workload.entry(slot.workload.clone()).or_default();
+        *of_workload = of_workload.saturating_sub(1);
+    }
+
+    /// Whether what is counted is beyond a cap that concerns this slot.
+    fn is_over(&self, engine: &Engine, slot: &Slot) -> bool {
+        let cap = engine.view.cap(&engine.info.node, &slot.workload);
+        engine.info.capacity.is_some_and(|capacity| self.total > capacity)
+            || cap.is_some_and(|cap| self.counts(&slot.workload).of_workload > cap)
     }
 
     fn counts(&self, workload: &WorkloadName) -> Counts {
@@ -364,13 +411,11 @@ impl Room {
 
     /// Counts one more slot in, if there is room for it.
     fn take(&mut self, engine: &Engine, slot: &Slot) -> bool {
-        let of_workload = self.of_workload.entry(slot.workload.clone()).or_default();
         let cap = engine.view.cap(&engine.info.node, &slot.workload);
         let full = engine.info.capacity.is_some_and(|capacity| self.total >= capacity)
-            || cap.is_some_and(|cap| *of_workload >= cap);
+            || cap.is_some_and(|cap| self.counts(&slot.workload).of_workload >= cap);
         if !full {
-            self.total += 1;
-            *of_workload += 1;
+            self.count(slot);
         }
         !full
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use rendez_core::{
-    AdminOutcome, AdminRequest, Command, EngineConfig, NodeId, NodeWish, Record, RecordKey, Slot, WorkloadName,
-    WorkloadRecord,
+    AdminOutcome, AdminRequest, Command, Declared, EngineConfig, NodeId, NodeWish, Record, RecordKey, Slot,
+    WorkloadName, WorkloadRecord,
 };
 
 use crate::world::{Scenario, World};
@@ -135,6 +135,29 @@ fn a_forced_release_ends_the_runner_and_its_token_only() {
     assert!(matches!(world.administer(&force), AdminOutcome::Done(_)));
     world.run_until_so("it runs under a higher token", |world| world.runs(&slot).is_some_and(|(_, now)| now > token));
     assert_eq!(world.shares().iter().sum::<usize>(), 12);
+}
+
+#[test]
+fn a_cap_that_is_lowered_sheds_also_where_nobody_else_has_room() {
+    let mut world = at_rest(Scenario::default());
+    for index in 0..3 {
+        world.command(index, Command::SetCapacity(Some(3)));
+    }
+    world.run_until_so("each node keeps its cap", |world| world.shares() == [3, 3, 3]);
+    world.run_for(60);
+    assert_eq!(world.shares(), [3, 3, 3]);
+    let orphan = world.status(0).slots.into_iter().find(|slot| slot.holder.is_none()).unwrap();
+    assert_eq!(orphan.why.unwrap().to_string(), "every node that could run it is at its cap");
+    world.command(1, Command::SetCapacity(None));
+    world.run_until_so("the rest runs again", |world| world.shares() == [3, 6, 3]);
+}
+
+#[test]
+fn what_a_node_cannot_run_any_more_ends_there_also_where_nobody_else_can() {
+    let mut world = at_rest(Scenario { nodes: 1, ..Scenario::default() });
+    let eight = [(WorkloadName::new("w0").unwrap(), Declared { units: 8, cap: None })];
+    world.command(0, Command::SetWorkloads(eight.into_iter().collect()));
+    world.run_until_so("eight run", |world| world.shares() == [8]);
 }
 
 #[test]

@@ -993,9 +993,7 @@ impl World {
         let slots: u32 = self.scenario.workloads.iter().sum();
         let room = self.scenario.capacity.map_or(u32::MAX, |capacity| capacity * self.nodes.len() as u32);
         let running: usize = self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|p| p.runners.len()).sum();
-        // What a node holds beyond a cap that was lowered it keeps as long as nobody else can take it.
-        let most = if self.scenario.faults.programs { slots } else { slots.min(room) };
-        if !(slots.min(room)..=most).contains(&(running as u32)) {
+        if running as u32 != slots.min(room) {
             self.broken("L1", format!("{running} of {slots} slots run"));
         }
         for (index, process) in self.nodes.iter().enumerate().filter_map(|(i, node)| Some((i, node.process.as_ref()?)))
