@@ -34,9 +34,10 @@ pub use records::{
 pub use slot::{Slot, SlotError, UNITS_MAX};
 pub use status::Status;
 pub use store::{
-    AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
-    CloseRequest, Conflict, Cursor, Due, ErrorKind, Fencing, HeartbeatRequest, Held, Known, LeaseStore, OpenRequest,
-    Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, Sync, Watch, WatchHint,
+    Actor, AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply,
+    ChangeRequest, CloseRequest, Conflict, Cursor, Decision, Due, ErrorKind, Fencing, HeartbeatRequest, Held, Known,
+    LeaseStore, OpenRequest, Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, Surroundings, Sync,
+    Watch, WatchHint,
 };
 pub use time::{StoreTime, Timestamp};
 pub use view::ClusterView;

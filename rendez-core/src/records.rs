@@ -119,7 +119,7 @@ pub enum Stance {
 }
 
 /// A live session, as the others see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
     /// The process lifetime that opened it.
     pub incarnation: Incarnation,
@@ -129,12 +129,13 @@ pub struct SessionRecord {
     pub ttl: Duration,
     /// What the node tells about itself.
     pub info: Arc<NodeInfo>,
-    /// When this record last changed; heartbeats do not change it.
+    /// When this record last changed; heartbeats do not change it. Not a part of the record's JSON: the store knows it.
+    #[serde(skip)]
     pub revision: Revision,
 }
 
 /// Who holds a slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The session that the lease hangs on. A slot whose holder is a session that does not exist is an orphan.
     pub session: SessionId,
@@ -143,29 +144,38 @@ pub struct Holder {
 }
 
 /// A slot's record. It is never deleted while its workload exists, so that the token survives.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotRecord {
     /// The token of the last grant.
     pub token: FencingToken,
     /// The request that made the last grant.
     pub granted_by: OperationId,
     /// Who holds the slot; nobody after a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
     /// When it was last granted.
     pub taken_at: StoreTime,
     /// When it was last released, if that was after it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freed_at: Option<StoreTime>,
     /// When it last changed hands voluntarily: the cooldown counts from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_at: Option<StoreTime>,
     /// The pending offer to another node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offer: Option<Offer>,
     /// Nodes that have refused the slot for a while.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refused>,
     /// The token that an operator has asked to be let go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<FencingToken>,
-    /// What the last runner left for the next. Given to the holder's own session only.
+    /// What the last runner left for the next. Given to the holder's own session only. Not a part of the record's JSON:
+    /// bytes are kept beside it.
+    #[serde(skip)]
     pub checkpoint: Option<Bytes>,
-    /// When this record last changed.
+    /// When this record last changed. Not a part of the record's JSON: the store knows it.
+    #[serde(skip)]
     pub revision: Revision,
 }
 
@@ -337,4 +347,34 @@ pub struct NodeWish {
     /// The weight to use instead of the node's own; at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slots_json_is_short_and_leaves_to_the_store_what_the_store_keeps() {
+        let mut slot = SlotRecord {
+            token: FencingToken::new(7),
+            granted_by: OperationId::from_bits(1),
+            holder: Some(Holder { session: SessionId::from_bits(2), node: "a".parse().unwrap() }),
+            taken_at: StoreTime::from_micros(3),
+            freed_at: None,
+            moved_at: None,
+            offer: None,
+            refusals: Vec::new(),
+            force: None,
+            checkpoint: Some(Bytes::from_static(b"x")),
+            revision: Revision(9),
+        };
+        let json = serde_json::to_string(&slot).unwrap();
+        assert_eq!(
+            json,
+            r#"{"token":7,"granted_by":"00000000000000000000000000000001","holder":{"session":"00000000000000000000000000000002","node":"a"},"taken_at":3}"#
+        );
+        slot.checkpoint = None;
+        slot.revision = Revision(0);
+        assert_eq!(serde_json::from_str::<SlotRecord>(&json).unwrap(), slot);
+    }
 }

@@ -11,7 +11,6 @@
 //! # Ok(()) }
 //! ```
 
-mod checks;
 mod connect;
 mod encode;
 mod errors;

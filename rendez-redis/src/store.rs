@@ -12,7 +12,6 @@ use rendez_core::{
     SnapshotRequest, Stamp, StoreError, StoreTime, Sync, Watch,
 };
 
-use crate::checks;
 use crate::connect::Connector;
 use crate::encode::{self, Reply, micros_down, micros_up};
 use crate::errors::{Stage, explain, timed_out};
@@ -184,18 +183,16 @@ fn stamp(reply: &mut Reply) -> Result<Stamp, StoreError> {
     })
 }
 
-fn change_arguments(change: &SlotChange, arguments: &mut Vec<Vec<u8>>) -> Result<(), StoreError> {
-    checks::slot(&change.slot)?;
-    let optional_checkpoint = |checkpoint: &Option<bytes::Bytes>| -> Result<[Vec<u8>; 2], StoreError> {
-        let bytes = checkpoint.as_deref().map(checks::checkpoint).transpose()?;
-        Ok([flag(bytes.is_some()), bytes.unwrap_or_default()])
+fn change_arguments(change: &SlotChange, arguments: &mut Vec<Vec<u8>>) {
+    let optional_checkpoint = |checkpoint: &Option<bytes::Bytes>| {
+        [flag(checkpoint.is_some()), checkpoint.as_deref().map(<[u8]>::to_vec).unwrap_or_default()]
     };
     let none = Vec::new;
     let id = |id: &rendez_core::OperationId| id.to_string().into_bytes();
     let (kind, [a, b, c, d]): (&str, [Vec<u8>; 4]) = match &change.kind {
         ChangeKind::Acquire { operation } => ("acquire", [id(operation), none(), none(), none()]),
         ChangeKind::Release { checkpoint, refuse_for } => {
-            let [present, bytes] = optional_checkpoint(checkpoint)?;
+            let [present, bytes] = optional_checkpoint(checkpoint);
             let refuse = refuse_for.map(|duration| number(micros_up(duration))).unwrap_or_default();
             ("release", [present, bytes, refuse, none()])
         }
@@ -210,12 +207,10 @@ fn change_arguments(change: &SlotChange, arguments: &mut Vec<Vec<u8>>) -> Result
             ("refuse", [id(offer), number(micros_up(*refuse_for)), none(), none()])
         }
         ChangeKind::Transfer { operation, offer, checkpoint } => {
-            let [present, bytes] = optional_checkpoint(checkpoint)?;
+            let [present, bytes] = optional_checkpoint(checkpoint);
             ("transfer", [id(operation), id(offer), present, bytes])
         }
-        ChangeKind::SaveCheckpoint { checkpoint } => {
-            ("checkpoint", [checks::checkpoint(checkpoint)?, none(), none(), none()])
-        }
+        ChangeKind::SaveCheckpoint { checkpoint } => ("checkpoint", [checkpoint.to_vec(), none(), none(), none()]),
         ChangeKind::Readopt => ("readopt", [none(), none(), none(), none()]),
     };
     arguments.push(kind.into());
@@ -224,7 +219,6 @@ fn change_arguments(change: &SlotChange, arguments: &mut Vec<Vec<u8>>) -> Result
     // A token that cannot be is no slot's token.
     arguments.push(number(change.token.get().min(NUMBER_LIMIT)));
     arguments.extend([a, b, c, d]);
-    Ok(())
 }
 
 fn conflict(text: &str) -> Result<Option<Conflict>, StoreError> {
@@ -263,15 +257,8 @@ impl LeaseStore for RedisStore {
     }
 
     async fn open(&self, cluster: &ClusterName, request: &OpenRequest) -> Result<Opening, StoreError> {
-        let capabilities = self.capabilities();
-        if request.ttl < capabilities.ttl_min || request.ttl > capabilities.ttl_max {
-            return Err(fatal(format!(
-                "a session TTL of {:?}: {:?} to {:?} are possible",
-                request.ttl, capabilities.ttl_min, capabilities.ttl_max
-            )));
-        }
+        self.capabilities().check_open(request)?;
         let info = &*request.info;
-        checks::info(info, &capabilities)?;
         let arguments = vec![
             request.operation.to_string().into_bytes(),
             request.incarnation.to_string().into_bytes(),
@@ -318,7 +305,7 @@ impl LeaseStore for RedisStore {
     async fn heartbeat(&self, cluster: &ClusterName, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
         let info = request.info.as_deref();
         let capabilities = self.capabilities();
-        info.map(|info| checks::info(info, &capabilities)).transpose()?;
+        capabilities.check_heartbeat(request)?;
         let changes_max = request.changes_max.min(u32::try_from(capabilities.changes_max).unwrap_or(u32::MAX));
         let arguments = vec![
             request.session.to_string().into_bytes(),
@@ -359,13 +346,10 @@ impl LeaseStore for RedisStore {
     }
 
     async fn change(&self, cluster: &ClusterName, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
-        let changes_max = self.capabilities().changes_max;
-        if request.changes.len() > changes_max {
-            return Err(fatal(format!("{} changes in one request: at most {changes_max}", request.changes.len())));
-        }
+        self.capabilities().check_change(request)?;
         let mut arguments = vec![request.session.to_string().into_bytes()];
         for change in &request.changes {
-            change_arguments(change, &mut arguments)?;
+            change_arguments(change, &mut arguments);
         }
         let mut reply = self.run(&scripts::CHANGE, cluster, &request.known, false, None, arguments).await?;
         status(&mut reply)?;
@@ -402,9 +386,9 @@ impl LeaseStore for RedisStore {
     }
 
     async fn administer(&self, cluster: &ClusterName, request: &AdminRequest) -> Result<AdminOutcome, StoreError> {
+        self.capabilities().check_admin(request)?;
         let (growing, mut arguments) = match request {
             AdminRequest::Put { key, record, expect } => {
-                record.as_ref().map(|record| checks::record(key, record, &self.capabilities())).transpose()?;
                 let ttl_max = match record {
                     Some(Record::Settings(settings)) => number(micros_up(settings.session_ttl_max)),
                     _ => Vec::new(),

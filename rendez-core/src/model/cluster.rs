@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::change_index::{ChangeIndex, Key};
-use super::{ANCESTORS_MAX, TOKEN_MAX};
+use super::{ANCESTORS_MAX, Hints, TOKEN_MAX};
+use crate::store::{Actor, Decision, Surroundings};
 use crate::{
-    Change, ClusterSettings, FencingToken, Generation, Held, NodeId, OperationId, Record, RecordKey, Revision,
-    SessionId, SessionRecord, Slot, SlotRecord, StoreTime, Versioned, WorkloadName,
+    Change, ChangeOutcome, ClusterSettings, FencingToken, Generation, Held, NodeId, OperationId, Record, RecordKey,
+    Revision, SessionId, SessionRecord, Slot, SlotChange, SlotRecord, StoreTime, Versioned, WorkloadName,
 };
 
 /// A session and what only the store knows about it.
@@ -162,6 +163,7 @@ impl Cluster {
     pub(super) fn write_slot(&mut self, slot: &Slot, mut record: SlotRecord) {
         record.revision = self.next_revision();
         self.index.written(Key::Slot(slot.clone()), record.revision);
+        self.token = self.token.max(record.token);
         let (token, holder) = (record.token, record.holder.as_ref().map(|holder| holder.session));
         let before = self.slots.insert(slot.clone(), record);
         let before = before.and_then(|before| Some((before.holder?.session, before.token)));
@@ -175,6 +177,33 @@ impl Cluster {
         }
         if let Some(session) = holder.and_then(|session| self.sessions.get_mut(&session)) {
             session.held.add(slot, token);
+        }
+    }
+
+    /// Makes one change of one slot.
+    pub(super) fn change_slot(&mut self, actor: &Actor<'_>, change: &SlotChange, hints: &mut Hints) -> ChangeOutcome {
+        let before = self.slots.get(&change.slot).cloned();
+        let decided = actor.decide(before.as_ref(), change, &mut Surrounded { cluster: self, now: actor.now });
+        let refused = decided.map(|decision| self.carry_out(&change.slot, decision, hints)).err();
+        let record = self.slots.get(&change.slot).map(|record| record.seen_by(Some(actor.session)));
+        match refused {
+            None => ChangeOutcome::Done(record),
+            Some(conflict) => ChangeOutcome::Refused(conflict, record),
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, slot: &Slot, decision: Decision, hints: &mut Hints) {
+        match decision {
+            Decision::Unchanged => {}
+            Decision::Checkpoint(checkpoint) => {
+                if let Some(record) = self.slots.get_mut(slot) {
+                    record.checkpoint = Some(checkpoint);
+                }
+            }
+            Decision::Write(record, hint) => {
+                self.write_slot(slot, *record);
+                hint.into_iter().for_each(|hint| hints.push(hint));
+            }
         }
     }
 
@@ -220,25 +249,22 @@ impl Cluster {
         match key {
             Key::Record(key) => Change::Record(key.clone(), self.records.get(key).cloned()),
             Key::Session(id) => Change::Session(*id, self.sessions.get(id).map(|session| session.record.clone())),
-            Key::Slot(slot) => Change::Slot(slot.clone(), self.slots.get(slot).map(|record| seen_by(record, reader))),
+            Key::Slot(slot) => Change::Slot(slot.clone(), self.slots.get(slot).map(|record| record.seen_by(reader))),
         }
     }
 }
 
-/// A slot's record as a session may see it.
-pub(super) fn seen_by(record: &SlotRecord, reader: Option<SessionId>) -> SlotRecord {
-    let own = reader.is_some_and(|reader| record.is_held_by(reader));
-    SlotRecord {
-        checkpoint: record.checkpoint.clone().filter(|_| own),
-        granted_by: record.granted_by,
-        token: record.token,
-        holder: record.holder.clone(),
-        taken_at: record.taken_at,
-        freed_at: record.freed_at,
-        moved_at: record.moved_at,
-        offer: record.offer.clone(),
-        refusals: record.refusals.clone(),
-        force: record.force,
-        revision: record.revision,
+struct Surrounded<'a> {
+    cluster: &'a mut Cluster,
+    now: StoreTime,
+}
+
+impl Surroundings for Surrounded<'_> {
+    fn node_of(&self, session: SessionId) -> Option<NodeId> {
+        self.cluster.sessions.get(&session).map(|session| session.record.info.node.clone())
+    }
+
+    fn next_token(&mut self) -> FencingToken {
+        self.cluster.next_token(self.now)
     }
 }

@@ -20,24 +20,22 @@ mod cluster;
 mod hints;
 #[cfg(test)]
 mod properties;
-mod slot_change;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::store::Actor;
 use change_index::Key;
 use cluster::{Cluster, Quiet, Session};
 use hints::Hints;
-use slot_change::Acting;
 
 use crate::{
-    AdminOutcome, AdminRequest, Beat, CHECKPOINT_BYTES_MAX, Call, Capabilities, Change, ChangeKind, ChangeReply,
-    ChangeRequest, CloseRequest, ClusterSettings, Cursor, Due, ErrorKind, FencingToken, Generation, HeartbeatRequest,
-    Held, Known, NodeInfo, OpenRequest, Opening, PROTOCOL_VERSION, Record, RecordKey, Reply, Revision, SessionId,
-    SessionRecord, Slot, SlotRecord, SnapshotPage, SnapshotRequest, Stamp, StoreError, StoreTime, Sync, UNITS_MAX,
-    Versioned, WatchHint,
+    AdminOutcome, AdminRequest, Beat, Call, Capabilities, Change, ChangeReply, ChangeRequest, CloseRequest, Cursor,
+    Due, ErrorKind, FencingToken, Generation, HeartbeatRequest, Held, Known, OpenRequest, Opening, Record, RecordKey,
+    Reply, Revision, SessionId, SessionRecord, Slot, SlotRecord, SnapshotPage, SnapshotRequest, Stamp, StoreError,
+    StoreTime, Sync, Versioned, WatchHint,
 };
 
 /// The largest token: doubles, the only numbers of some stores, are exact up to here.
@@ -137,8 +135,7 @@ impl StoreModel {
     /// # Errors
     /// [`ErrorKind::Fatal`] for a TTL, a protocol version, a weight or settings that are not permitted.
     pub fn open(&mut self, now: StoreTime, request: &OpenRequest) -> Result<Opening, StoreError> {
-        self.check_info(&request.info)?;
-        self.check_ttl(request.ttl)?;
+        self.capabilities.check_open(request)?;
         let cluster = self.server.enter(now, &request.known, &self.capabilities)?;
         let standing = cluster.session_of(&request.info.node);
         let standing = standing.and_then(|id| cluster.sessions.get(&id).map(|session| (id, session)));
@@ -194,9 +191,7 @@ impl StoreModel {
     /// # Errors
     /// [`ErrorKind::Lost`] if the session does not live, [`ErrorKind::Fatal`] for information that cannot be.
     pub fn heartbeat(&mut self, now: StoreTime, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
-        if let Some(info) = &request.info {
-            self.check_info(info)?;
-        }
+        self.capabilities.check_heartbeat(request)?;
         let cluster = self.server.enter(now, &request.known, &self.capabilities)?;
         let session = cluster.sessions.get(&request.session).ok_or_else(|| lost(request.session))?;
         let (ttl, held) = (session.record.ttl, session.held);
@@ -240,17 +235,11 @@ impl StoreModel {
     /// [`ErrorKind::Lost`] if the session does not live, [`ErrorKind::Fatal`] for too many changes and for those that
     /// cannot be; in both cases nothing was changed.
     pub fn change(&mut self, now: StoreTime, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
-        let (count, most) = (request.changes.len(), self.capabilities.changes_max);
-        if count > most {
-            return Err(fatal(format!("{count} changes are too many for one request: send {most} or fewer")));
-        }
-        for change in &request.changes {
-            check_unit(&change.slot)?;
-            check_checkpoint(&change.kind)?;
-        }
+        self.capabilities.check_change(request)?;
+        let count = request.changes.len() as u64;
         let cluster = self.server.enter(now, &request.known, &self.capabilities)?;
         let session = cluster.sessions.get(&request.session).ok_or_else(|| lost(request.session))?;
-        if cluster.token.get().max(now.as_micros()) > TOKEN_MAX - count as u64 {
+        if cluster.token.get().max(now.as_micros()) > TOKEN_MAX - count {
             return Err(fatal(format!(
                 "tokens of this cluster cannot rise any more: the largest is {}, the store's clock is at {} µs, and \
                  {TOKEN_MAX} is the last; use another cluster name",
@@ -259,7 +248,7 @@ impl StoreModel {
             )));
         }
         let node = session.record.info.node.clone();
-        let acting = Acting {
+        let actor = Actor {
             now,
             session: request.session,
             node: &node,
@@ -267,7 +256,7 @@ impl StoreModel {
             generation_known: request.known.generation == Some(cluster.generation),
         };
         let hints = &mut self.hints;
-        let outcomes = request.changes.iter().map(|change| acting.make(cluster, hints, change)).collect();
+        let outcomes = request.changes.iter().map(|change| cluster.change_slot(&actor, change, hints)).collect();
         Ok(ChangeReply { stamp: stamp(cluster, now), outcomes })
     }
 
@@ -315,9 +304,7 @@ impl StoreModel {
     /// # Errors
     /// [`ErrorKind::Fatal`] for a record that does not fit its key or holds a value that cannot be.
     pub fn administer(&mut self, now: StoreTime, request: &AdminRequest) -> Result<AdminOutcome, StoreError> {
-        if let AdminRequest::Put { key, record: Some(record), .. } = request {
-            self.check_record(key, record)?;
-        }
+        self.capabilities.check_admin(request)?;
         let cluster = self.server.enter(now, &Known::default(), &self.capabilities)?;
         let done = match request {
             AdminRequest::Put { key, record, expect } => put(cluster, &mut self.hints, key, record.as_ref(), *expect),
@@ -414,66 +401,6 @@ impl StoreModel {
     /// All records that operators have written, in order.
     pub fn records(&self) -> impl Iterator<Item = (&RecordKey, &Versioned)> {
         self.server.cluster.iter().flat_map(|cluster| &cluster.records)
-    }
-
-    // --- checks that need no data ---
-
-    fn check_info(&self, info: &NodeInfo) -> Result<(), StoreError> {
-        if !(1..=PROTOCOL_VERSION).contains(&info.protocol) {
-            return Err(fatal(format!(
-                "node {:?} speaks version {} of the protocol, which this release does not know: it knows 1 to \
-                 {PROTOCOL_VERSION}; use releases that are closer to each other",
-                info.node, info.protocol
-            )));
-        }
-        if info.weight == 0 {
-            return Err(fatal(format!(
-                "node {:?} has weight 0: use 1 or more, and cordon a node that shall be given nothing",
-                info.node
-            )));
-        }
-        let too_many = info.workloads.iter().find(|(_, declared)| declared.units > UNITS_MAX);
-        if let Some((name, declared)) = too_many {
-            return Err(fatal(format!("workload {name:?} has {} units: use {UNITS_MAX} or fewer", declared.units)));
-        }
-        self.check_settings(&info.settings)
-    }
-
-    fn check_ttl(&self, ttl: Duration) -> Result<(), StoreError> {
-        let (min, max) = (self.capabilities.ttl_min, self.capabilities.ttl_max);
-        if (min..=max).contains(&ttl) {
-            return Ok(());
-        }
-        let name = self.capabilities.name;
-        Err(fatal(format!("a session TTL of {ttl:?} is not possible with {name}: use {min:?} to {max:?}")))
-    }
-
-    fn check_settings(&self, settings: &ClusterSettings) -> Result<(), StoreError> {
-        let (min, max) = (self.capabilities.ttl_min, self.capabilities.ttl_max);
-        if (min..=max).contains(&settings.session_ttl_max) {
-            return Ok(());
-        }
-        let (name, value) = (self.capabilities.name, settings.session_ttl_max);
-        Err(fatal(format!("session_ttl_max = {value:?} is not possible with {name}: use {min:?} to {max:?}")))
-    }
-
-    fn check_record(&self, key: &RecordKey, record: &Record) -> Result<(), StoreError> {
-        if let RecordKey::Pin(slot) = key {
-            check_unit(slot)?;
-        }
-        match record {
-            _ if !record.fits(key) => {
-                Err(fatal(format!("the record does not fit its key {key:?}: write one of its kind")))
-            }
-            Record::Settings(settings) => self.check_settings(settings),
-            Record::Workload(workload) if workload.units > UNITS_MAX => {
-                Err(fatal(format!("a workload of {} units is too large: use {UNITS_MAX} or fewer", workload.units)))
-            }
-            Record::Node(wish) if wish.weight == Some(0) => {
-                Err(fatal("a weight of 0 cannot be: use 1 or more, and cordon a node that shall be given nothing"))
-            }
-            Record::Workload(_) | Record::Node(_) | Record::Pin(_) => Ok(()),
-        }
     }
 }
 
@@ -609,46 +536,9 @@ fn force(
     token: FencingToken,
     at_once: bool,
 ) -> bool {
-    let Some(before) = cluster.slots.get(slot).filter(|before| before.token == token) else { return false };
-    if before.holder.is_none() || (before.force == Some(token) && !at_once) {
-        return true;
-    }
-    let mut record = before.clone();
-    record.force = Some(token);
-    if at_once {
-        record.holder = None;
-        record.freed_at = Some(now);
-        record.offer = None;
-    }
-    cluster.write_slot(slot, record);
-    hints.push(WatchHint::Everyone);
-    true
-}
-
-fn check_unit(slot: &Slot) -> Result<(), StoreError> {
-    if slot.unit < UNITS_MAX {
-        return Ok(());
-    }
-    Err(fatal(format!("the slot {slot} cannot be: use units below {UNITS_MAX}")))
-}
-
-fn check_checkpoint(kind: &ChangeKind) -> Result<(), StoreError> {
-    let checkpoint = match kind {
-        ChangeKind::Release { checkpoint, .. } | ChangeKind::Transfer { checkpoint, .. } => checkpoint.as_ref(),
-        ChangeKind::SaveCheckpoint { checkpoint } => Some(checkpoint),
-        ChangeKind::Acquire { .. }
-        | ChangeKind::Offer { .. }
-        | ChangeKind::Withdraw { .. }
-        | ChangeKind::Accept { .. }
-        | ChangeKind::Refuse { .. }
-        | ChangeKind::Readopt => None,
-    };
-    match checkpoint.map(|checkpoint| checkpoint.len()) {
-        Some(bytes) if bytes > CHECKPOINT_BYTES_MAX => {
-            Err(fatal(format!("a checkpoint of {bytes} bytes is too large: use {CHECKPOINT_BYTES_MAX} or fewer")))
-        }
-        Some(_) | None => Ok(()),
-    }
+    let Some(before) = cluster.slots.get(slot) else { return false };
+    let decided = before.force(now, token, at_once);
+    decided.map(|decision| cluster.carry_out(slot, decision, hints)).is_ok()
 }
 
 fn fatal(message: impl Into<String>) -> StoreError {

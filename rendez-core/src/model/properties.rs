@@ -6,7 +6,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ChangeOutcome, Incarnation, OperationId, SlotChange, WorkloadRecord};
+use crate::{
+    ChangeKind, ChangeOutcome, ClusterSettings, Incarnation, NodeInfo, OperationId, SlotChange, WorkloadRecord,
+};
 
 const TTL: Duration = Duration::from_secs(10);
 const NODES: u8 = 4;

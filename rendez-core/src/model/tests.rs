@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::{
-    ChangeOutcome, Conflict, Declared, Incarnation, NodeId, OperationId, REFUSALS_MAX, SlotChange, WorkloadName,
-    WorkloadRecord,
+    CHECKPOINT_BYTES_MAX, ChangeKind, ChangeOutcome, ClusterSettings, Conflict, Declared, Incarnation, NodeId,
+    NodeInfo, OperationId, REFUSALS_MAX, SlotChange, UNITS_MAX, WorkloadName, WorkloadRecord,
 };
 
 const TTL: Duration = Duration::from_secs(10);
@@ -197,7 +197,7 @@ fn an_opening_that_cannot_be_is_refused_with_what_would_do() {
         (OpenRequest { info: with(&|i| i.weight = 0), ..base.clone() }, "use 1 or more"),
         (
             OpenRequest { info: with(&|i| i.settings.session_ttl_max = Duration::ZERO), ..base.clone() },
-            "session_ttl_max = 0ns",
+            "session_ttl_max of 0ns",
         ),
         (
             OpenRequest {

@@ -24,12 +24,16 @@ pub struct Capabilities {
     pub fencing: Fencing,
     /// Whether [`watch`](crate::LeaseStore::watch) works.
     pub watch: bool,
+    /// Whether heartbeats name the sessions that are about to end. Where they do not, the watch tells of an end.
+    pub due: bool,
     /// How long after its end a session may still count as alive.
     pub expiry_lateness_max: Duration,
     /// How far replicas may lag behind what was acknowledged; a part of the quiet time after a loss of data.
     pub replica_lag_max: Duration,
     /// The shortest session TTL.
     pub ttl_min: Duration,
+    /// A session TTL is granted as the next multiple of this: the answer to an opening says which.
+    pub ttl_granularity: Duration,
     /// The longest session TTL.
     pub ttl_max: Duration,
     /// The most changes in one request.
@@ -44,9 +48,11 @@ impl Capabilities {
             name,
             fencing: Fencing::Strict,
             watch: true,
+            due: true,
             expiry_lateness_max: Duration::ZERO,
             replica_lag_max: Duration::ZERO,
             ttl_min: Duration::from_millis(10),
+            ttl_granularity: Duration::from_millis(1),
             ttl_max: Duration::from_secs(24 * 3600),
             changes_max: 512,
         }

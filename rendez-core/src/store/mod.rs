@@ -5,8 +5,11 @@
 //! repeated or unanswered. [`StoreModel`](crate::StoreModel) says the same in code; where this text and the model
 //! differ, the model counts.
 
+mod capabilities;
+mod checks;
 mod error;
 mod messages;
+mod slot_rules;
 
 use async_trait::async_trait;
 
@@ -17,7 +20,7 @@ pub use messages::{
     Conflict, Cursor, Due, HeartbeatRequest, Held, Known, OpenRequest, Opening, SlotChange, SnapshotPage,
     SnapshotRequest, Stamp, Sync, WatchHint,
 };
-mod capabilities;
+pub use slot_rules::{Actor, Decision, Surroundings};
 
 use crate::ClusterName;
 
