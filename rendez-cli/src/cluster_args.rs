@@ -24,7 +24,7 @@ pub(crate) struct ClusterArgs {
     /// A file in TOML with what the command line does not say; `RENDEZ_CONFIG_KEY` in the environment counts before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// How long to wait for the store at the start; 10s unless given
+    /// How long to wait for the store at the start; 5s unless given
     #[arg(long, value_name = "TIME", value_parser = crate::duration::parse)]
     connect_timeout: Option<Duration>,
 }

@@ -88,6 +88,37 @@ impl fmt::Debug for RedisOptions {
 }
 
 impl RedisOptions {
+    /// Sets an option by its name, from text: what a command line or a file says. Times are written as `250ms`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fatal`] for a name that there is not, or a value that it cannot have. The value may be a password, so
+    /// no message holds it.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), StoreError> {
+        let wrong = |what: &str| fatal(format!("the option {key} of the Redis store: {what}"));
+        let time = || {
+            let time = value.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
+            time.ok_or_else(|| wrong("write a time, for example 250ms"))
+        };
+        match key {
+            "prefix" => value.clone_into(&mut self.prefix),
+            "username" => self.username = Some(value.to_owned()),
+            "password" => self.password = Some(value.to_owned()),
+            "sentinel_username" => self.sentinel_username = Some(value.to_owned()),
+            "sentinel_password" => self.sentinel_password = Some(value.to_owned()),
+            "min_replicas" => self.min_replicas = value.parse().map_err(|_| wrong("write a number"))?,
+            "acknowledge_timeout" => self.acknowledge_timeout = time()?,
+            "replica_lag_max" => self.replica_lag_max = time()?,
+            "connect_timeout" => self.connect_timeout = time()?,
+            _ => {
+                return Err(wrong(
+                    "there is no such option: use prefix, username, password, sentinel_username, sentinel_password, \
+                     min_replicas, acknowledge_timeout, replica_lag_max or connect_timeout",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         if self.prefix.is_empty() || self.prefix.len() > 200 {
             return Err(fatal("the prefix of Redis keys must have 1 to 200 bytes"));

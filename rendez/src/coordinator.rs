@@ -38,7 +38,7 @@ impl Coordinator {
             config: EngineConfig::for_ttl(Duration::from_secs(10)),
             settings: None,
             give_up_if_in_use: None,
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
             overrun: OverrunPolicy::default(),
             metrics: Arc::new(NoMetrics),
             on_event: None,
@@ -241,7 +241,7 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// How long [`start`](Self::start) waits for the store's first answer; 10 s unless set.
+    /// How long [`start`](Self::start) waits for the store's first answer; 5 s unless set.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self

@@ -67,6 +67,7 @@ mod memory;
 mod metrics;
 mod policy;
 mod runner;
+mod store_url;
 
 pub use rendez_core as core;
 #[cfg(feature = "redis")]
@@ -90,6 +91,7 @@ pub use rendez_core::{
     StoppedReason, StoreError, Timestamp, Timing, TimingError, Watch, WatchHint, WorkloadName, ZoneName,
 };
 pub use runner::{BoxError, Crashed, Runner, RunnerFactory, RunnerOutput};
+pub use store_url::StoreUrl;
 
 /// The examples of the project's README, compiled.
 #[cfg(all(doctest, feature = "redis"))]

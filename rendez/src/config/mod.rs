@@ -328,7 +328,7 @@ impl Config {
             engine,
             store,
             store_options: value(chosen.store_options, BTreeMap::new()),
-            connect_timeout: value(chosen.connect_timeout, Duration::from_secs(10)),
+            connect_timeout: value(chosen.connect_timeout, Duration::from_secs(5)),
         })
     }
 
