@@ -4,6 +4,7 @@ local id = ARGV[9]
 local actor = session(id)
 if not (actor and actor.live) then return { 'LOST', finish() } end
 
+local now_text = text(now)
 local REFUSALS_MAX = 16
 local WIDTH = 8
 local first = 10
@@ -12,17 +13,27 @@ if max(token, now) > LIMIT - 1 - (#ARGV - first + 1) / WIDTH then
     return { 'TOKEN' }
 end
 
--- All slots are read at once, and written at once.
+-- All slots are read at once, and written at once. A record stays text until it is looked at, and the first grant of a
+-- slot makes text and nothing else: tables for hundreds of slots are most of what a batch costs.
 local fields = {}
 for at = first, #ARGV, WIDTH do fields[#fields + 1] = ARGV[at + 1] end
 local slots, checkpoints, changed, saved = {}, {}, {}, {}
 for i, record in ipairs(#fields > 0 and call('HMGET', SLOTS, unpack(fields)) or {}) do
-    slots[fields[i]] = record and read_slot(record) or false
+    slots[fields[i]] = record
 end
 if #fields > 0 and call('HLEN', CHECKPOINTS) > 1 then
     for i, checkpoint in ipairs(call('HMGET', CHECKPOINTS, unpack(fields))) do
         checkpoints[fields[i]] = checkpoint
     end
+end
+
+local function slot_of(field)
+    local slot = slots[field]
+    if type(slot) == 'string' then
+        slot = read_slot(slot)
+        slots[field] = slot
+    end
+    return slot
 end
 
 local function save(field, checkpoint)
@@ -59,16 +70,27 @@ local function grant(field, slot, factor, to, operation)
     local previous = slot.holder ~= '' and session(slot.holder)
     if previous then count_out(previous, slot.factor, slot.token) end
     token = max(slot.token, token, now) + 1
-    slot.token, slot.factor, slot.granted_by = token, factor, operation
-    slot.holder, slot.node = to, session(to).node
-    slot.taken_at, slot.freed_at, slot.offer, slot.force = text(now), '', '', ''
-    count_in(session(to), factor, token)
+    local holder = session(to)
+    slot.token, slot.token_text, slot.factor, slot.granted_by = token, text(token), factor, operation
+    slot.holder, slot.node = to, holder.node
+    slot.taken_at, slot.freed_at, slot.offer, slot.force = now_text, '', '', ''
+    count_in(holder, factor, token)
     touch(field)
 end
 
 local function fresh_slot(factor)
-    return { token = 0, granted_by = '', holder = '', node = '', taken_at = '', freed_at = '', moved_at = '',
+    return { token = 0, token_text = '0', granted_by = '', holder = '', node = '', taken_at = '', freed_at = '', moved_at = '',
         offer = '', force = '', revision = '', factor = factor, refusals = '' }
+end
+
+local is_quiet = quiet() > 0
+local after_first_grant = '\t' .. id .. '\t' .. actor.node .. '\t' .. now_text .. '\t\t\t\t\t'
+
+local function grant_first(field, factor, operation)
+    token = max(token, now) + 1
+    count_in(actor, factor, token)
+    slots[field] = text(token) .. '\t' .. operation .. after_first_grant .. log('slot' .. SEP .. field) .. '\t' .. factor
+    changed[field] = true
 end
 
 -- Each answers nothing when it is done, or the conflict.
@@ -87,25 +109,25 @@ local function mine(slot, wanted)
 end
 
 function kinds.acquire(field, factor, wanted, operation)
-    if quiet() > 0 then return 'quiet' end
-    local slot = slots[field]
-    if slot and slot.granted_by == operation and slot.holder == id then return end
-    if (slot and slot.token or 0) ~= wanted then return 'token' end
-    if slot and slot.holder ~= id and live(slot.holder) then return 'held' end
+    if is_quiet then return 'quiet' end
+    local slot = slot_of(field)
     if not slot then
-        slot = fresh_slot(factor)
-        slots[field] = slot
+        if wanted ~= 0 then return 'token' end
+        return grant_first(field, factor, operation)
     end
+    if slot.granted_by == operation and slot.holder == id then return end
+    if slot.token ~= wanted then return 'token' end
+    if slot.holder ~= id and live(slot.holder) then return 'held' end
     grant(field, slot, factor, id, operation)
 end
 
 function kinds.release(field, factor, wanted, has_checkpoint, checkpoint, duration)
-    local slot = slots[field]
+    local slot = slot_of(field)
     if (slot and slot.token or 0) ~= wanted then return 'token' end
     if not slot or slot.holder == '' then return end
     if slot.holder ~= id then return 'not_holder' end
     count_out(actor, slot.factor, slot.token)
-    slot.holder, slot.node, slot.freed_at, slot.offer, slot.force = '', '', text(now), '', ''
+    slot.holder, slot.node, slot.freed_at, slot.offer, slot.force = '', '', now_text, '', ''
     if has_checkpoint == '1' then save(field, checkpoint) end
     if duration ~= '' then renew_refusals(slot, actor.node, tonumber(duration)) end
     touch(field)
@@ -113,7 +135,7 @@ function kinds.release(field, factor, wanted, has_checkpoint, checkpoint, durati
 end
 
 function kinds.offer(field, factor, wanted, operation, to, duration, rest)
-    local slot = slots[field]
+    local slot = slot_of(field)
     local conflict = mine(slot, wanted)
     if conflict then return conflict end
     local stands = offer_of(slot)
@@ -125,7 +147,7 @@ function kinds.offer(field, factor, wanted, operation, to, duration, rest)
 end
 
 function kinds.withdraw(field, factor, wanted, offer)
-    local slot = slots[field]
+    local slot = slot_of(field)
     local conflict = mine(slot, wanted)
     if conflict then return conflict end
     local stands = offer_of(slot)
@@ -136,7 +158,7 @@ function kinds.withdraw(field, factor, wanted, offer)
 end
 
 local function offered(field, wanted, offer)
-    local slot = slots[field]
+    local slot = slot_of(field)
     if (slot and slot.token or 0) ~= wanted then return 'token' end
     local stands = offer_of(slot)
     if not stands or stands.id ~= offer or stands.to ~= id or tonumber(stands.expires_at) <= now then return 'offer' end
@@ -145,7 +167,7 @@ end
 function kinds.accept(field, factor, wanted, offer)
     local conflict = offered(field, wanted, offer)
     if conflict then return conflict end
-    local slot = slots[field]
+    local slot = slot_of(field)
     if string.sub(slot.offer, -1) ~= '1' then
         slot.offer = string.sub(slot.offer, 1, -2) .. '1'
         touch(field)
@@ -156,7 +178,7 @@ end
 function kinds.refuse(field, factor, wanted, offer, duration)
     local conflict = offered(field, wanted, offer)
     if conflict then return conflict end
-    local slot = slots[field]
+    local slot = slot_of(field)
     slot.offer = ''
     renew_refusals(slot, actor.node, tonumber(duration))
     touch(field)
@@ -164,8 +186,8 @@ function kinds.refuse(field, factor, wanted, offer, duration)
 end
 
 function kinds.transfer(field, factor, wanted, operation, offer, has_checkpoint, checkpoint)
-    if quiet() > 0 then return 'quiet' end
-    local slot = slots[field]
+    if is_quiet then return 'quiet' end
+    local slot = slot_of(field)
     if slot and slot.granted_by == operation then return end
     local conflict = mine(slot, wanted)
     if conflict then return conflict end
@@ -174,19 +196,19 @@ function kinds.transfer(field, factor, wanted, operation, offer, has_checkpoint,
     if not live(stands.to) then return 'receiver_gone' end
     if tonumber(stands.expires_at) <= now or stands.ready ~= '1' then return 'offer' end
     grant(field, slot, factor, stands.to, operation)
-    if stands.forced ~= '1' then slot.moved_at = text(now) end
+    if stands.forced ~= '1' then slot.moved_at = now_text end
     if has_checkpoint == '1' then save(field, checkpoint) end
     hint(stands.to)
 end
 
 function kinds.checkpoint(field, factor, wanted, checkpoint)
-    local conflict = mine(slots[field], wanted)
+    local conflict = mine(slot_of(field), wanted)
     if conflict then return conflict end
     save(field, checkpoint)
 end
 
 function kinds.readopt(field, factor, wanted)
-    local slot = slots[field]
+    local slot = slot_of(field)
     if wanted == 0 or wanted >= LIMIT or wanted < (slot and slot.token or 0) then return 'token' end
     if slot and wanted == slot.token and slot.holder ~= '' and slot.node ~= actor.node then return 'held' end
     if quiet() == 0 or known ~= generation then return 'not_quiet' end
@@ -199,9 +221,9 @@ function kinds.readopt(field, factor, wanted)
     if previous then count_out(previous, slot.factor, slot.token) end
     if wanted ~= slot.token then
         -- No request has granted this token in this generation.
-        slot.granted_by, slot.taken_at, slot.force = string.rep('0', 32), text(now), ''
+        slot.granted_by, slot.taken_at, slot.force = string.rep('0', 32), now_text, ''
     end
-    slot.token, slot.factor, slot.holder, slot.node = wanted, factor, id, actor.node
+    slot.token, slot.token_text, slot.factor, slot.holder, slot.node = wanted, text(wanted), factor, id, actor.node
     slot.freed_at, slot.offer = '', ''
     token = max(token, wanted)
     count_in(actor, factor, wanted)
@@ -212,11 +234,12 @@ local outcomes, texts = {}, {}
 for at = first, #ARGV, WIDTH do
     local field, wanted = ARGV[at + 1], tonumber(ARGV[at + 3])
     local conflict = kinds[ARGV[at]](field, ARGV[at + 2], wanted, unpack(ARGV, at + 4, at + 7))
-    local slot = slots[field]
+    local granted_first = changed[field] and type(slots[field]) == 'string'
+    local slot = granted_first and slots[field] or slot_of(field)
     outcomes[#outcomes + 1] = conflict or 'done'
-    texts[field] = slot and write_slot(slot) or false
+    texts[field] = granted_first and slot or slot and write_slot(slot) or false
     outcomes[#outcomes + 1] = texts[field]
-    outcomes[#outcomes + 1] = slot and slot.holder == id and checkpoints[field] or false
+    outcomes[#outcomes + 1] = slot and (granted_first or slot.holder == id) and checkpoints[field] or false
 end
 local writes = {}
 for field in pairs(changed) do
