@@ -94,11 +94,13 @@ impl Outbox {
         }
         let mut keys = Vec::new();
         let mut changes = Vec::new();
+        let mut saving = None;
         for (key, entry) in &mut self.entries {
             if changes.len() == changes_max {
                 break;
             }
-            if entry.sent.is_none() && entry.at <= now {
+            let first = is_first_of_slot(key, &mut saving);
+            if first && entry.sent.is_none() && entry.at <= now {
                 entry.sent = Some(request);
                 keys.push(key.clone());
                 changes.push(SlotChange { slot: key.0.clone(), token: entry.token, kind: entry.kind.clone() });
@@ -139,8 +141,10 @@ impl Outbox {
         if self.unsent == 0 || self.batches.len() >= BATCHES_MAX {
             return Timestamp::NEVER;
         }
-        let unsent = self.entries.values().filter(|entry| entry.sent.is_none());
-        unsent.map(|entry| entry.at).min().unwrap_or(Timestamp::NEVER)
+        let mut saving = None;
+        let first = self.entries.iter().filter(|(key, _)| is_first_of_slot(key, &mut saving));
+        let unsent = first.filter(|(_, entry)| entry.sent.is_none());
+        unsent.map(|(_, entry)| entry.at).min().unwrap_or(Timestamp::NEVER)
     }
 
     /// Drops everything: the session that it was for is dead. Returns the checkpoints that are not saved.
@@ -152,5 +156,43 @@ impl Outbox {
         let tickets = tickets.collect();
         *self = Self::default();
         tickets
+    }
+}
+
+/// Whether a change need not wait for another one of its slot. The checkpoints of a slot are saved one after the other,
+/// oldest first, or the retry of an earlier one could come to lie over a later one. Asked for all changes in order.
+fn is_first_of_slot<'a>(key: &'a (Slot, Lane), saving: &mut Option<&'a Slot>) -> bool {
+    match key.1 {
+        Lane::Lease | Lane::Answer => true,
+        Lane::Checkpoint(_) => saving.replace(&key.0) != Some(&key.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unanswered_checkpoint_is_saved_before_the_next_one_of_its_slot() {
+        let mut outbox = Outbox::default();
+        let slots: [Slot; 2] = ["w/0".parse().unwrap(), "w/1".parse().unwrap()];
+        let at = Timestamp::from_nanos;
+        let save = |text: &'static str| ChangeKind::SaveCheckpoint { checkpoint: text.as_bytes().into() };
+        let push = |outbox: &mut Outbox, slot: &Slot, ticket, text| {
+            outbox.push(slot, Lane::Checkpoint(Ticket(ticket)), FencingToken::new(1), save(text), at(0));
+        };
+        push(&mut outbox, &slots[0], 1, "older");
+        push(&mut outbox, &slots[0], 2, "newer");
+        push(&mut outbox, &slots[1], 3, "other");
+        let kinds =
+            |batch: Option<Vec<SlotChange>>| batch.map(|batch| batch.into_iter().map(|c| c.kind).collect::<Vec<_>>());
+        assert_eq!(kinds(outbox.batch(at(1), RequestId(1), 9)), Some(vec![save("older"), save("other")]));
+        assert_eq!(outbox.next(), Timestamp::NEVER, "nothing to do before the answer");
+        assert!(outbox.unanswered(RequestId(1), at(5)));
+        assert_eq!(outbox.next(), at(5));
+        assert_eq!(kinds(outbox.batch(at(1), RequestId(2), 9)), None);
+        assert_eq!(kinds(outbox.batch(at(5), RequestId(3), 9)), Some(vec![save("older"), save("other")]));
+        assert_eq!(outbox.answered(RequestId(3)).map(|all| all.len()), Some(2));
+        assert_eq!(kinds(outbox.batch(at(5), RequestId(4), 9)), Some(vec![save("newer")]));
     }
 }
