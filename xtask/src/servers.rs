@@ -7,7 +7,7 @@ use crate::{Failure, run};
 
 mod newer_etcd;
 
-/// Programs, the Debian packages that bring them, and the services that those would leave running.
+/// Programs (or files, seen from a folder of programs), the Debian packages that bring them, and the services that those would leave running.
 #[derive(Clone, Copy)]
 struct Need {
     programs: &'static [&'static str],
@@ -31,7 +31,12 @@ const SERVERS: &[Need] = &[
 ];
 
 /// What a build needs: the client of etcd is made from the interface's description.
-const TOOLS: &[Need] = &[Need { programs: &["protoc"], packages: &["protobuf-compiler"], services: &[] }];
+/// Debian keeps the descriptions that every other one includes in a package of their own.
+const TOOLS: &[Need] = &[Need {
+    programs: &["protoc", "../include/google/protobuf/descriptor.proto"],
+    packages: &["protobuf-compiler", "libprotobuf-dev"],
+    services: &[],
+}];
 
 /// Where Debian puts servers that are not for everybody's `PATH`: PostgreSQL, by version, and pgbouncer.
 const POSTGRES: &str = "/usr/lib/postgresql";
@@ -132,8 +137,8 @@ mod tests {
     fn the_refusal_holds_the_line_to_type() {
         let needs = [TOOLS, SERVERS].concat();
         let packages: Vec<&str> = needs.iter().flat_map(|need| need.packages).copied().collect();
-        let line = "apt-get install -y protobuf-compiler redis-server redis-sentinel redis-tools etcd-server \
-                    etcd-client postgresql pgbouncer\n";
+        let line = "apt-get install -y protobuf-compiler libprotobuf-dev redis-server redis-sentinel redis-tools \
+                    etcd-server etcd-client postgresql pgbouncer\n";
         assert!(refusal(&packages).contains(line), "{}", refusal(&packages));
     }
 }
