@@ -73,7 +73,10 @@ async fn users_have_the_rights_that_they_were_given_also_after_a_wipe() {
     server.control(&["put", "own/key", "value"]).await.unwrap();
     let server = quick().client_certificates().start().await.unwrap();
     let mut client = std::process::Command::new("etcdctl");
-    client.env("ETCDCTL_API", "3").arg(format!("--endpoints=https://{}", server.addr().unwrap()));
+    client
+        .env("ETCDCTL_API", "3")
+        .args(["--dial-timeout=500ms", "--command-timeout=500ms"])
+        .arg(format!("--endpoints=https://{}", server.addr().unwrap()));
     client.arg("--cacert").arg(&server.tls().unwrap().ca).args(["put", "key", "value"]);
     assert!(!client.output().unwrap().status.success());
     server.control(&["put", "key", "value"]).await.unwrap();
