@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod any;
 mod etcd;
 mod etcd_cluster;
 mod guarded;
@@ -24,6 +25,7 @@ mod resp;
 mod tls;
 mod wait;
 
+pub use any::{AnyServer, StoreKind};
 pub use etcd::{EtcdRight, EtcdServer, EtcdServerBuilder, EtcdVersion};
 pub use etcd_cluster::{EtcdCluster, EtcdClusterBuilder};
 pub use guarded::GuardedProcess;

@@ -20,7 +20,9 @@ usage: cargo xtask CHORE
   check                  formatting, lints, documentation, architecture
   servers                installs what builds and tests need where it can, and nothing else
   architecture           only the architecture: what may depend on what, and what the core may use
-  measure [NAME...]      prints measurements; without a name, all of them; `measure list` lists them
+  measure [--store STORE] [NAME...]
+                         prints measurements (on Redis unless another store is named); without a name, all of them;
+                         `measure list` lists them
 ";
 
 /// Why a chore failed, in words for the person who started it.

@@ -5,14 +5,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rendez_testkit::clock;
 use rendez_testkit::measure::{Failure, Measurement, Samples};
+use rendez_testkit::servers::StoreKind;
 use rustix::process::Signal;
 
-use crate::stage::{Stage, TTL, TTL_OPTIONS, beyond_child_start, judged, next_run};
+use crate::stage::{INTERVAL, Stage, TTL, TTL_OPTIONS, beyond_child_start, judged, next_run};
 
 const ALL_RUN: &str = "the other agents to run everything";
 
 /// Only the agent dies: its guardian is left.
-pub(crate) struct CrashRelease;
+pub(crate) struct CrashRelease(pub(crate) StoreKind);
 
 #[async_trait]
 impl Measurement for CrashRelease {
@@ -30,7 +31,7 @@ impl Measurement for CrashRelease {
 
     async fn run(&self) -> Result<Samples, Failure> {
         const ROUNDS: usize = 10;
-        let mut stage = Stage::new(3, &TTL_OPTIONS, &[]).await?;
+        let mut stage = Stage::new(self.0, 3, &TTL_OPTIONS, &[]).await?;
         let (mut killed, mut granted) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let (victim, runs) = stage.take_fullest()?;
@@ -38,7 +39,7 @@ impl Measurement for CrashRelease {
             victim.signal(Signal::KILL)?;
             stage.wait(ALL_RUN, |_| true).await?;
             for run in runs {
-                granted.push(stage.granted(&run.slot).await?.since(at));
+                granted.push(stage.observer.granted(&run.slot).await?.since(at));
                 killed.push((at, run));
             }
             stage.replace().await?;
@@ -56,7 +57,7 @@ impl Measurement for CrashRelease {
 }
 
 /// The agent, its guardian, the keepers and the children die at one moment.
-pub(crate) struct LostHost;
+pub(crate) struct LostHost(pub(crate) StoreKind);
 
 #[async_trait]
 impl Measurement for LostHost {
@@ -74,16 +75,17 @@ impl Measurement for LostHost {
 
     async fn run(&self) -> Result<Samples, Failure> {
         const KILLS: usize = 20;
-        let mut stage = Stage::new(3, &TTL_OPTIONS, &[]).await?;
+        let mut stage = Stage::new(self.0, 3, &TTL_OPTIONS, &[]).await?;
+        stage.observer.watch_ends(TTL, INTERVAL).await?;
         let (mut killed, mut granted) = (Vec::new(), Vec::new());
         for _ in 0..KILLS {
             let (mut victim, runs) = stage.take_fullest()?;
-            let session = stage.session(victim.node()).await?;
+            let session = stage.observer.session(victim.node()).await?;
             let at = victim.lose_host()?;
-            let end = stage.session_end(&session).await?;
             stage.wait(ALL_RUN, |_| true).await?;
+            let end = stage.observer.session_end(session).await?;
             for run in runs {
-                granted.push(stage.granted(&run.slot).await?.since(end));
+                granted.push(stage.observer.granted(&run.slot).await?.since(end));
                 killed.push((at, end, run));
             }
             stage.replace().await?;

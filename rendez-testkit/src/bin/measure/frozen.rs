@@ -5,20 +5,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rendez_testkit::clock;
 use rendez_testkit::measure::{Failure, Measurement, Samples};
+use rendez_testkit::servers::StoreKind;
 
 use crate::stage::{INTERVAL, Stage, TTL, TTL_OPTIONS, beyond_child_start, judged};
 
-/// The server is frozen, shortly and for long.
-pub(crate) struct RedisFrozen;
+/// The store's server is frozen, shortly and for long.
+pub(crate) struct StoreFrozen(pub(crate) StoreKind);
 
 #[async_trait]
-impl Measurement for RedisFrozen {
+impl Measurement for StoreFrozen {
     fn name(&self) -> &'static str {
-        "redis-frozen"
+        "store-frozen"
     }
 
     fn about(&self) -> &'static str {
-        "Redis stands still for 4.5 s, TTL 3 s: from its return until a slot runs again, less a child's start"
+        "the store stands still for 4.5 s, TTL 3 s: from its return until a slot runs again, less a child's start"
     }
 
     fn is_baseline(&self) -> bool {
@@ -32,22 +33,22 @@ impl Measurement for RedisFrozen {
         const SHORT: Duration = Duration::from_millis(1000);
         const LONG_ROUNDS: usize = 3;
         const LONG: Duration = Duration::from_millis(4500);
-        let mut stage = Stage::new(3, &TTL_OPTIONS, &[]).await?;
+        let mut stage = Stage::new(self.0, 3, &TTL_OPTIONS, &[]).await?;
         tokio::time::sleep(2 * INTERVAL).await;
         let before = stage.judge()?.summary.runs;
         for _ in 0..SHORT_ROUNDS {
-            stage.redis.stop()?;
+            stage.server.stop()?;
             tokio::time::sleep(SHORT).await;
-            stage.redis.resume()?;
+            stage.server.resume()?;
             tokio::time::sleep(3 * INTERVAL).await;
         }
         let restarted = stage.judge()?.summary.runs - before;
         let (mut begins, mut all) = (Vec::new(), Vec::new());
         for _ in 0..LONG_ROUNDS {
             let frozen = clock::now();
-            stage.redis.stop()?;
+            stage.server.stop()?;
             tokio::time::sleep(LONG).await;
-            stage.redis.resume()?;
+            stage.server.resume()?;
             let back = clock::now();
             stage.wait("everything to run again", |_| true).await?;
             begins.push((frozen, back));

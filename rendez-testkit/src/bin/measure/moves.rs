@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use rendez_testkit::checker::Report;
 use rendez_testkit::measure::{Failure, Measurement, Samples};
+use rendez_testkit::servers::StoreKind;
 use rustix::process::Signal;
 
 use crate::stage::{SLOTS, Stage, TTL_OPTIONS, beyond_child_start, judged, next_run, this_run};
 
 /// An agent is told to end.
-pub(crate) struct Handover;
+pub(crate) struct Handover(pub(crate) StoreKind);
 
 #[async_trait]
 impl Measurement for Handover {
@@ -28,7 +29,7 @@ impl Measurement for Handover {
 
     async fn run(&self) -> Result<Samples, Failure> {
         const ROUNDS: usize = 8;
-        let mut stage = Stage::new(3, &TTL_OPTIONS, &["--stop-ms", "500"]).await?;
+        let mut stage = Stage::new(self.0, 3, &TTL_OPTIONS, &["--stop-ms", "500"]).await?;
         let (mut moved, mut shutdowns) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let (mut leaver, runs) = stage.take_fullest()?;
@@ -62,7 +63,7 @@ impl Measurement for Handover {
 }
 
 /// A fourth agent comes.
-pub(crate) struct Join;
+pub(crate) struct Join(pub(crate) StoreKind);
 
 #[async_trait]
 impl Measurement for Join {
@@ -81,7 +82,7 @@ impl Measurement for Join {
     async fn run(&self) -> Result<Samples, Failure> {
         // Nearly all of it is waiting, so they can wait together.
         const CLUSTERS: usize = 7;
-        let joins: Vec<_> = (0..CLUSTERS).map(|_| tokio::spawn(join())).collect();
+        let joins: Vec<_> = (0..CLUSTERS).map(|_| tokio::spawn(join(self.0))).collect();
         let (mut times, mut moves, mut balanced, mut reports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for join in joins {
             let joined = join.await??;
@@ -106,12 +107,12 @@ struct Joined {
     report: Report,
 }
 
-async fn join() -> Result<Joined, Failure> {
+async fn join(store: StoreKind) -> Result<Joined, Failure> {
     /// Longer than a runner must have run before it may be moved.
     const QUIET: Duration = Duration::from_secs(12);
     /// To see whether anything more moves.
     const AFTER: Duration = Duration::from_secs(6);
-    let mut stage = Stage::new(3, &[], &[]).await?;
+    let mut stage = Stage::new(store, 3, &[], &[]).await?;
     let even = |count: usize| move |all: &[Vec<_>]| all.iter().all(|of| of.len() == count);
     stage.wait("a share for each of 3", even(SLOTS / 3)).await?;
     tokio::time::sleep(QUIET).await;

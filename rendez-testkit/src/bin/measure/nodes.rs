@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rendez::redis::{RedisOptions, RedisStore};
-use rendez::{Coordinator, Event, Handle, SlotContext};
+use rendez::{Coordinator, Event, Handle, SlotContext, StoreUrl, Timing};
 use rendez_testkit::measure::Failure;
 use tokio::task::JoinSet;
 
@@ -66,8 +65,10 @@ impl Nodes {
         for node in 0..count {
             let (url, cluster, tally) = (url.to_owned(), cluster.to_owned(), Arc::clone(&tally));
             starting.spawn(async move {
-                let store = RedisStore::connect(&url, RedisOptions::default()).await?;
-                let builder = Coordinator::builder().store(store).cluster(cluster).node_id(format!("node-{node}"));
+                let timeout = Timing::default().operation_timeout;
+                let store = StoreUrl::parse(&url)?.connect(timeout, PATIENCE).await?;
+                let builder =
+                    Coordinator::builder().shared_store(store).cluster(cluster).node_id(format!("node-{node}"));
                 let builder = builder.workload("inbox", units).runner(idle).on_event(move |event| tally.take(event));
                 Ok::<Handle, Failure>(builder.start().await?)
             });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rendez_core::{Slot, Timestamp};
 use rendez_testkit::agents::{Agent, AgentStage, CLUSTER};
@@ -10,9 +10,10 @@ use rendez_testkit::checker::{Report, Run};
 use rendez_testkit::clock;
 use rendez_testkit::measure::{Failure, Samples};
 use rendez_testkit::records::Record;
-use rendez_testkit::servers::RedisServer;
+use rendez_testkit::servers::{AnyServer, StoreKind};
 
 use crate::baseline;
+use crate::observer::Observer;
 
 /// How many slots the agents share.
 pub(crate) const SLOTS: usize = 12;
@@ -27,7 +28,8 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Agents on one server.
 pub(crate) struct Stage {
-    pub(crate) redis: RedisServer,
+    pub(crate) server: AnyServer,
+    pub(crate) observer: Observer,
     pub(crate) agents: Vec<Agent>,
     folder: AgentStage,
     options: Vec<&'static str>,
@@ -38,17 +40,19 @@ pub(crate) struct Stage {
 impl Stage {
     /// So many agents, started at once, that run all slots, each of them some.
     pub(crate) async fn new(
+        store: StoreKind,
         agents: usize,
         options: &[&'static str],
         probe_options: &[&'static str],
     ) -> Result<Self, Failure> {
-        let redis = RedisServer::builder().start().await?;
+        let server = AnyServer::start(store).await?;
         let units = u32::try_from(SLOTS)?;
-        let folder = AgentStage::new(program()?, redis.url(), units)?;
+        let folder = AgentStage::new(program()?, server.url(), units)?;
+        let observer = Observer::new(&server.url(), CLUSTER).await?;
         let options = [options, &["--drain-timeout", "20s"]].concat();
         // Seldom, so that the probes leave the processors to what is measured.
         let probe_options = [&["--alive-ms", "100"], probe_options].concat();
-        let mut stage = Self { redis, agents: Vec::new(), folder, options, probe_options, started: 0 };
+        let mut stage = Self { server, observer, agents: Vec::new(), folder, options, probe_options, started: 0 };
         for _ in 0..agents {
             stage.start_agent()?;
         }
@@ -70,7 +74,7 @@ impl Stage {
         self.start_agent()?;
         let node = self.agents.last().map(Agent::node).unwrap_or_default().to_owned();
         let begin = Instant::now();
-        while self.session(&node).await.is_err() {
+        while self.observer.session(&node).await.is_err() {
             self.still(begin, &format!("the session of {node}"))?;
             tokio::time::sleep(LOOK).await;
         }
@@ -108,28 +112,6 @@ impl Stage {
         let fullest = (0..running.len()).max_by_key(|at| running[*at].len()).ok_or("there is no agent")?;
         let runs = running.into_iter().nth(fullest).unwrap_or_default();
         Ok((self.agents.remove(fullest), runs))
-    }
-
-    /// When the node's session ends, on the clock of records.
-    pub(crate) async fn session_end(&self, session: &str) -> Result<Timestamp, Failure> {
-        let score = self.redis.command(&["ZSCORE", &key("expiry"), session]).await?.text();
-        let micros: f64 = score.parse().map_err(|_| format!("the session's expiry is {score:?}"))?;
-        on_our_clock(micros)
-    }
-
-    /// The node's session.
-    pub(crate) async fn session(&self, node: &str) -> Result<String, Failure> {
-        let field = format!("node\u{1f}{node}");
-        let id = self.redis.command(&["HGET", &key("sessions"), &field]).await?.text();
-        if id.len() == 32 { Ok(id) } else { Err(format!("the session of {node} is {id:?}").into()) }
-    }
-
-    /// When the lease of a slot was last granted, on the clock of records.
-    pub(crate) async fn granted(&self, slot: &Slot) -> Result<Timestamp, Failure> {
-        let field = format!("{}\u{1f}{}", slot.workload, slot.unit);
-        let record = self.redis.command(&["HGET", &key("slots"), &field]).await?.text();
-        let taken = record.split('\t').nth(4).ok_or_else(|| format!("the record of {slot} is {record:?}"))?;
-        on_our_clock(taken.parse()?)
     }
 
     /// All that was written down, judged.
@@ -171,20 +153,6 @@ pub(crate) fn judged(samples: Samples, reports: &[Report]) -> Samples {
     let runs: usize = reports.iter().map(|report| report.summary.runs).sum();
     let samples = samples.note(format!("{runs} runs were written down and judged"));
     reports.iter().filter(|report| !report.is_good()).fold(samples, |samples, bad| samples.broken(bad.to_string()))
-}
-
-fn key(name: &str) -> String {
-    format!("rendez:{{{CLUSTER}}}:{name}")
-}
-
-/// A time of the server, which runs on this machine, on the clock of records.
-fn on_our_clock(micros: f64) -> Result<Timestamp, Failure> {
-    let (ours, theirs) = (clock::now(), SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?);
-    let behind = theirs.as_secs_f64() - micros / 1e6;
-    let shift = Duration::try_from_secs_f64(behind.abs())?;
-    let nanos = u64::try_from(shift.as_nanos())?;
-    let ours = ours.as_nanos();
-    Ok(Timestamp::from_nanos(if behind < 0.0 { ours.saturating_add(nanos) } else { ours.saturating_sub(nanos) }))
 }
 
 /// The program `rendez`, which stands beside this one.

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use rendez_testkit::measure::{Failure, Measurement, Samples};
-use rendez_testkit::servers::RedisServer;
+use rendez_testkit::servers::{AnyServer, StoreKind};
 
 use crate::nodes::Nodes;
 
 /// A cluster comes up.
-pub(crate) struct ColdStart;
+pub(crate) struct ColdStart(pub(crate) StoreKind);
 
 #[async_trait]
 impl Measurement for ColdStart {
@@ -29,12 +29,12 @@ impl Measurement for ColdStart {
         const ROUNDS: usize = 20;
         const NODES: usize = 10;
         const SLOTS: u32 = 1000;
-        let redis = RedisServer::builder().start().await?;
+        let server = AnyServer::start(self.0).await?;
         let (mut times, mut fullest, mut emptiest, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let share = f64::from(SLOTS) / NODES as f64;
         for round in 0..ROUNDS {
             let begin = Instant::now();
-            let nodes = Nodes::start(&redis.url(), &format!("cold-{round}"), NODES, SLOTS).await?;
+            let nodes = Nodes::start(&server.url(), &format!("cold-{round}"), NODES, SLOTS).await?;
             nodes.own(SLOTS as usize).await?;
             times.push(begin.elapsed());
             let counts = nodes.counts();
