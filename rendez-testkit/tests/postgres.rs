@@ -206,6 +206,41 @@ async fn a_small_disk_is_full_or_says_that_it_needs_root() {
     assert!(!data.exists());
 }
 
+const SMALL_DISK: &str = "RENDEZ_TEST_SMALL_DISK";
+
+/// The part of the next test that is killed; without the variable there is nothing to hold.
+#[tokio::test]
+async fn holder_of_a_small_disk() {
+    if std::env::var_os(SMALL_DISK).is_some() {
+        let server = PostgresServer::builder().data_bytes_max(96 << 20).start().await.unwrap();
+        println!("\nholds {}", server.process_id().unwrap());
+        std::future::pending::<()>().await;
+    }
+}
+
+#[tokio::test]
+async fn a_small_disk_goes_with_a_killed_test_process() {
+    // Nobody else can mount one.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut holder = Command::new(std::env::current_exe().unwrap());
+    holder.args(["--exact", "holder_of_a_small_disk", "--nocapture"]).env(SMALL_DISK, "1").stdout(Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let pid = lines.find_map(|line| line.strip_prefix("holds ")?.parse().ok()).unwrap();
+    let data = data_folder(pid);
+    let mounted = || std::fs::read_to_string("/proc/mounts").unwrap().contains(&data.display().to_string());
+    assert!(mounted());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    wait_until("the disk to go", READY_BOUND, async || {
+        if mounted() || data.exists() || lives(pid) { Err("it is there") } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test]
 async fn a_server_that_cannot_start_says_why() {
     let error = PostgresServer::builder().config("no_such_setting = 1").start().await.unwrap_err();
