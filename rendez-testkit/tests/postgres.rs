@@ -197,9 +197,15 @@ async fn a_small_disk_is_full_or_says_that_it_needs_root() {
     }
     let server = started.unwrap();
     let data = data_folder(server.process_id().unwrap());
-    let fill = "CREATE TABLE filling AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 200000) n";
-    let error = server.query(fill).await.unwrap_err().to_string();
-    assert!(error.contains("No space left on device") || error.contains("server closed the connection"), "{error}");
+    server.query("CREATE TABLE t (x text); INSERT INTO t VALUES ('kept')").await.unwrap();
+    server.fill().unwrap();
+    // More than what the server's files have left; it fits without the filling.
+    let insert = "INSERT INTO t SELECT repeat(md5(n::text), 30) FROM generate_series(1, 2000) n";
+    let error = server.query(insert).await.unwrap_err().to_string();
+    assert!(error.contains("No space left on device") || error.contains("Check free disk space"), "{error}");
+    assert_eq!(server.query("SELECT x FROM t").await.unwrap(), "kept");
+    server.make_room().unwrap();
+    server.query(insert).await.unwrap();
     drop(server);
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     assert!(!mounts.contains(&data.display().to_string()), "{mounts}");
@@ -239,6 +245,12 @@ async fn a_small_disk_goes_with_a_killed_test_process() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_is_everybodys_is_not_filled() {
+    let server = PostgresServer::builder().start().await.unwrap();
+    assert!(matches!(server.fill(), Err(ServerError::Config(_))));
 }
 
 #[tokio::test]
