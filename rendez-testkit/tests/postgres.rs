@@ -248,6 +248,33 @@ async fn a_small_disk_goes_with_a_killed_test_process() {
 }
 
 #[tokio::test]
+async fn without_room_for_its_log_a_server_ends_and_comes_back_with_what_it_confirmed() {
+    // Nobody else can mount a small disk.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut server = PostgresServer::builder().data_bytes_max(96 << 20).start().await.unwrap();
+    server.query("CREATE TABLE t (x int); INSERT INTO t VALUES (0)").await.unwrap();
+    server.fill().unwrap();
+    let update = "UPDATE t SET x = x + 1; SELECT pg_logical_emit_message(false, 'a', repeat('x', 1000000))";
+    let mut confirmed = 0;
+    let error = loop {
+        match server.query(update).await {
+            Ok(_) => confirmed += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(confirmed < 100);
+    };
+    assert!(error.contains("PANIC") || error.contains("server closed the connection"), "{error}");
+    assert!(matches!(server.restart(Restart::Crashed).await, Err(ServerError::Ended { .. })));
+    server.make_room().unwrap();
+    server.restart(Restart::Crashed).await.unwrap();
+    let found: i32 = server.query("SELECT x FROM t").await.unwrap().parse().unwrap();
+    // The last one may have been written without a word.
+    assert!(found == confirmed || found == confirmed + 1, "{found} of {confirmed}");
+}
+
+#[tokio::test]
 async fn a_disk_that_is_everybodys_is_not_filled() {
     let server = PostgresServer::builder().start().await.unwrap();
     assert!(matches!(server.fill(), Err(ServerError::Config(_))));

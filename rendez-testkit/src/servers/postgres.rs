@@ -206,7 +206,8 @@ impl PostgresServer {
 
     /// Fills the small disk to its last byte, with a file beside the server's own.
     ///
-    /// The server goes on until the segment of its log is used up that it has reserved (16 MiB), then it panics.
+    /// Rows that need no new page are still written until the segment of the log is used up that the server has
+    /// reserved (16 MiB). Then it panics, finds no room to recover, and ends.
     ///
     /// # Errors
     /// [`ServerError::Config`] without [`PostgresServerBuilder::data_bytes_max`].
@@ -228,8 +229,8 @@ impl PostgresServer {
         }
     }
 
-    /// Makes room again after [`fill`](Self::fill). A server that has panicked comes back by itself, or, where it
-    /// found no room for that, by a [`restart`](Self::restart).
+    /// Makes room again after [`fill`](Self::fill). A server that has ended meanwhile comes back by a
+    /// [`restart`](Self::restart).
     ///
     /// # Errors
     /// [`ServerError::Io`] if the disk was not filled.
