@@ -11,6 +11,12 @@ pub fn runs(pid: i32) -> bool {
     stat(pid).is_some_and(|words| !words.starts_with(['Z', 'X']))
 }
 
+/// Whether the process can still do anything: it has not ended, and it is not stopped.
+#[must_use]
+pub fn moves(pid: i32) -> bool {
+    stat(pid).is_some_and(|words| !words.starts_with(['T', 't', 'Z', 'X']))
+}
+
 /// The parent of a process, if that is there.
 #[must_use]
 pub fn parent_of(pid: i32) -> Option<i32> {

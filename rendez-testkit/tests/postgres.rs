@@ -197,13 +197,87 @@ async fn a_small_disk_is_full_or_says_that_it_needs_root() {
     }
     let server = started.unwrap();
     let data = data_folder(server.process_id().unwrap());
-    let fill = "CREATE TABLE filling AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 200000) n";
-    let error = server.query(fill).await.unwrap_err().to_string();
-    assert!(error.contains("No space left on device") || error.contains("server closed the connection"), "{error}");
+    server.query("CREATE TABLE t (x text); INSERT INTO t VALUES ('kept')").await.unwrap();
+    server.fill().unwrap();
+    // More than what the server's files have left; it fits without the filling.
+    let insert = "INSERT INTO t SELECT repeat(md5(n::text), 30) FROM generate_series(1, 2000) n";
+    let error = server.query(insert).await.unwrap_err().to_string();
+    assert!(error.contains("No space left on device") || error.contains("Check free disk space"), "{error}");
+    assert_eq!(server.query("SELECT x FROM t").await.unwrap(), "kept");
+    server.make_room().unwrap();
+    server.query(insert).await.unwrap();
     drop(server);
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     assert!(!mounts.contains(&data.display().to_string()), "{mounts}");
     assert!(!data.exists());
+}
+
+const SMALL_DISK: &str = "RENDEZ_TEST_SMALL_DISK";
+
+/// The part of the next test that is killed; without the variable there is nothing to hold.
+#[tokio::test]
+async fn holder_of_a_small_disk() {
+    if std::env::var_os(SMALL_DISK).is_some() {
+        let server = PostgresServer::builder().data_bytes_max(96 << 20).start().await.unwrap();
+        println!("\nholds {}", server.process_id().unwrap());
+        std::future::pending::<()>().await;
+    }
+}
+
+#[tokio::test]
+async fn a_small_disk_goes_with_a_killed_test_process() {
+    // Nobody else can mount one.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut holder = Command::new(std::env::current_exe().unwrap());
+    holder.args(["--exact", "holder_of_a_small_disk", "--nocapture"]).env(SMALL_DISK, "1").stdout(Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let pid = lines.find_map(|line| line.strip_prefix("holds ")?.parse().ok()).unwrap();
+    let data = data_folder(pid);
+    let mounted = || std::fs::read_to_string("/proc/mounts").unwrap().contains(&data.display().to_string());
+    assert!(mounted());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    wait_until("the disk to go", READY_BOUND, async || {
+        if mounted() || data.exists() || lives(pid) { Err("it is there") } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn without_room_for_its_log_a_server_ends_and_comes_back_with_what_it_confirmed() {
+    // Nobody else can mount a small disk.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut server = PostgresServer::builder().data_bytes_max(96 << 20).start().await.unwrap();
+    server.query("CREATE TABLE t (x int); INSERT INTO t VALUES (0)").await.unwrap();
+    server.fill().unwrap();
+    let update = "UPDATE t SET x = x + 1; SELECT pg_logical_emit_message(false, 'a', repeat('x', 1000000))";
+    let mut confirmed = 0;
+    let error = loop {
+        match server.query(update).await {
+            Ok(_) => confirmed += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(confirmed < 100);
+    };
+    assert!(error.contains("PANIC") || error.contains("server closed the connection"), "{error}");
+    assert!(matches!(server.restart(Restart::Crashed).await, Err(ServerError::Ended { .. })));
+    server.make_room().unwrap();
+    server.restart(Restart::Crashed).await.unwrap();
+    let found: i32 = server.query("SELECT x FROM t").await.unwrap().parse().unwrap();
+    // The last one may have been written without a word.
+    assert!(found == confirmed || found == confirmed + 1, "{found} of {confirmed}");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_everybodys_is_not_filled() {
+    let server = PostgresServer::builder().start().await.unwrap();
+    assert!(matches!(server.fill(), Err(ServerError::Config(_))));
 }
 
 #[tokio::test]

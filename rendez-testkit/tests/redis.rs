@@ -69,6 +69,23 @@ async fn servers_die_with_a_killed_test_process_also_when_stopped() {
 }
 
 #[tokio::test]
+async fn several_servers_are_named_for_the_environment_and_end_with_the_input() {
+    let mut holder = Command::new(env!("CARGO_BIN_EXE_rendez-servers"));
+    holder.args(["--until-end-of-input", "redis", "redis-sentinel"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    let lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+    let lines: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    let addr = lines[0].strip_prefix("RENDEZ_TEST_REDIS_URL=redis://").unwrap().parse().unwrap();
+    assert!(lines[1].starts_with("RENDEZ_TEST_REDIS_SENTINEL_URL=redis-sentinel://127.0.0.1:"));
+    assert_eq!(lines.len(), 2);
+    let mut client = RespClient::connect(addr).await.unwrap();
+    client.command(&["PING"]).await.unwrap();
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    assert!(client.command(&["PING"]).await.is_err());
+}
+
+#[tokio::test]
 async fn a_stopped_server_is_silent_and_a_resumed_one_answers() {
     let mut server = RedisServer::builder().start().await.unwrap();
     let mut client = RespClient::connect(server.addr().unwrap()).await.unwrap();

@@ -3,6 +3,9 @@
 //! With one name: the URL, then the process ids, a line each, then an empty line. With several, a line
 //! `RENDEZ_TEST_NAME_URL=url` each (`redis-cluster` becomes `REDIS_CLUSTER`), ready for the environment of tests, then
 //! an empty line.
+//!
+//! It is ended by an interrupt or SIGTERM, with `--until-end-of-input` also by the end of its standard input: whoever
+//! holds the other end cannot leave servers behind, however it ends itself.
 
 use std::process::ExitCode;
 
@@ -11,7 +14,7 @@ use rendez_testkit::servers::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-const USAGE: &str = "usage: rendez-servers NAME...\n\
+const USAGE: &str = "usage: rendez-servers [--until-end-of-input] NAME...\n\
                      names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres";
 
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +39,17 @@ enum Running {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let until_end_of_input = words.first().is_some_and(|word| word == "--until-end-of-input");
+    if until_end_of_input {
+        words.remove(0);
+    }
     let names: Option<Vec<Name>> = words.iter().map(|word| Name::parse(word)).collect();
     let Some(names) = names.filter(|names| !names.is_empty()) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    match run(&words, &names).await {
+    match run(&words, &names, until_end_of_input).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rendez-servers: {error}");
@@ -51,28 +58,52 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(words: &[String], names: &[Name]) -> Result<(), ServerError> {
+async fn run(words: &[String], names: &[Name], until_end_of_input: bool) -> Result<(), ServerError> {
     // Before anything runs, so that no signal finds servers and no handler.
-    let handler = |kind| signal(kind).map_err(|source| ServerError::Io { what: "wait for signals".to_owned(), source });
-    let (mut interrupt, mut terminate) = (handler(SignalKind::interrupt())?, handler(SignalKind::terminate())?);
-    let mut running = Vec::new();
-    for (word, name) in words.iter().zip(names) {
-        let one = name.start().await?;
-        match names {
-            [_] => {
-                println!("{}", one.url());
-                for id in one.process_ids()? {
-                    println!("{id}");
-                }
-            }
-            _ => println!("RENDEZ_TEST_{}_URL={}", word.replace('-', "_").to_uppercase(), one.url()),
+    let failed = |source| ServerError::Io { what: "wait for signals".to_owned(), source };
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let (end_of_input, mut input_ended) = tokio::sync::oneshot::channel();
+    // Dropped when this function ends, so that without the flag the channel stays silent.
+    let _silent = if until_end_of_input {
+        // A thread of its own: a read of the terminal cannot be given up.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = end_of_input.send(());
+        });
+        None
+    } else {
+        Some(end_of_input)
+    };
+    let keep = async {
+        // All at once: most of their start is waiting.
+        let starting: Vec<_> = names.iter().map(|name| tokio::spawn(name.start())).collect();
+        let mut running = Vec::new();
+        for (word, one) in words.iter().zip(starting) {
+            let panicked = |error| ServerError::Config(format!("starting {word}: {error}"));
+            let one = one.await.map_err(panicked)??;
+            show(word, names.len(), &one)?;
+            running.push(one);
         }
-        running.push(one);
-    }
-    println!();
+        println!();
+        std::future::pending::<Result<(), ServerError>>().await
+    };
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        failed = keep => failed,
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        _ = &mut input_ended => Ok(()),
+    }
+}
+
+fn show(word: &str, names: usize, one: &Running) -> Result<(), ServerError> {
+    if names == 1 {
+        println!("{}", one.url());
+        for id in one.process_ids()? {
+            println!("{id}");
+        }
+    } else {
+        println!("RENDEZ_TEST_{}_URL={}", word.replace('-', "_").to_uppercase(), one.url());
     }
     Ok(())
 }

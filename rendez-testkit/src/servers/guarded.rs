@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::ServerError;
+use crate::processes;
 
 /// `exec` keeps the process id, so `$$` in the watching subshell is the server's. The subshell is forked twice: it
 /// is nobody's child, and the server sees no stranger when it waits for its own. `read` succeeds only if this
@@ -126,13 +127,13 @@ impl GuardedProcess {
         let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let waited = waitid(WaitId::Pid(pid), options).map_err(std::io::Error::from);
         waited.map_err(ServerError::io("wait for a server to stop"))?;
-        let children = children(pid);
+        let children = self.children();
         self.signal_children(Signal::STOP);
         let start = Instant::now();
-        while let Some(child) = children.iter().find(|child| is_running(**child)) {
+        while let Some(child) = children.iter().find(|child| processes::moves(**child)) {
             if start.elapsed() > STOP_BOUND {
                 return Err(ServerError::Timeout {
-                    condition: format!("process {} to stop", child.as_raw_nonzero()),
+                    condition: format!("process {child} to stop"),
                     waited: start.elapsed(),
                     seen: "it runs".to_owned(),
                 });
@@ -175,10 +176,15 @@ impl GuardedProcess {
     }
 
     fn signal_children(&self, signal: Signal) {
-        for child in children(Pid::from_child(&self.child)) {
+        for child in self.children() {
             // An error means that it has ended.
-            let _ = kill_process(child, signal);
+            let _ = processes::signal(child, signal);
         }
+    }
+
+    /// All that the process has started and that was not left to another parent; none where nobody can tell.
+    fn children(&self) -> Vec<i32> {
+        processes::descendants_of(Pid::from_child(&self.child).as_raw_nonzero().get()).unwrap_or_default()
     }
 
     pub(super) fn signal(&mut self, signal: Signal) -> Result<(), ServerError> {
@@ -195,24 +201,4 @@ impl Drop for GuardedProcess {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// The processes that this one has started and that are there.
-fn children(parent: Pid) -> Vec<Pid> {
-    let parent = format!("PPid:\t{}", parent.as_raw_nonzero());
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
-    processes.filter(|pid| status(*pid).lines().any(|line| line == parent)).collect()
-}
-
-fn is_running(pid: Pid) -> bool {
-    let status = status(pid);
-    let state = status.lines().find_map(|line| line.strip_prefix("State:\t"));
-    // Stopped, traced or dead.
-    state.is_some_and(|state| !state.starts_with(['T', 't', 'Z', 'X']))
-}
-
-/// Empty for a process that is gone.
-fn status(pid: Pid) -> String {
-    std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! One PostgreSQL server, and its streaming replicas.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub(super) const SUPERUSER_PASSWORD: &str = "postgres";
 const DATABASE: &str = "postgres";
 /// What a fresh server takes is about 40 MB.
 const DATA_BYTES_MIN: u64 = 64 << 20;
+/// The file of [`PostgresServer::fill`], and how much is written to it at once.
+const FILLING: &str = "filling";
+const FILL_BLOCK_BYTES: usize = 1 << 20;
 /// How long a dropped server may take to tidy up before it is killed.
 const FAREWELL_BOUND: Duration = Duration::from_secs(5);
 /// What killed servers leave outside of their folder: a small segment of shared memory, named in their pid file.
@@ -82,7 +86,7 @@ struct Own {
     synchronous: Vec<String>,
     port: PortLease,
     /// The small file system of the data, if there is one.
-    _mount: Option<Mount>,
+    mount: Option<Mount>,
     folder: TempDir,
 }
 
@@ -198,6 +202,41 @@ impl PostgresServer {
     pub async fn create_user(&self, name: &str, password: &str) -> Result<(), ServerError> {
         let (name, password) = (name.replace('"', "\"\""), quoted_value(password));
         self.query(&format!("CREATE ROLE \"{name}\" LOGIN PASSWORD {password}")).await.map(drop)
+    }
+
+    /// Fills the small disk to its last byte, with a file beside the server's own.
+    ///
+    /// Rows that need no new page are still written until the segment of the log is used up that the server has
+    /// reserved (16 MiB). Then it panics, finds no room to recover, and ends.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`] without [`PostgresServerBuilder::data_bytes_max`].
+    pub fn fill(&self) -> Result<(), ServerError> {
+        let own = self.own("fill")?;
+        if own.mount.is_none() {
+            return Err(ServerError::Config("this server's disk is everybody's: ask for a small one".to_owned()));
+        }
+        let path = own.data().join(FILLING);
+        let what = || ServerError::io(format!("write {}", path.display()));
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(what())?;
+        let block = vec![b'x'; FILL_BLOCK_BYTES];
+        loop {
+            match file.write(&block) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(what()(error)),
+            }
+        }
+    }
+
+    /// Makes room again after [`fill`](Self::fill). A server that has ended meanwhile comes back by a
+    /// [`restart`](Self::restart).
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if the disk was not filled.
+    pub fn make_room(&self) -> Result<(), ServerError> {
+        let path = self.own("make room for")?.data().join(FILLING);
+        fs::remove_file(&path).map_err(ServerError::io(format!("remove {}", path.display())))
     }
 
     /// Freezes the server with all its sessions (SIGSTOP); returns when they stand still. Its sockets stay open and
@@ -423,7 +462,7 @@ impl PostgresServerBuilder {
         write_config(&settings, folder.path(), port.port(), tls.as_ref(), &[])?;
         let process = Postmaster { process: spawn(&programs, folder.path())?, data };
         let synchronous = Vec::new();
-        let mut own = Own { process, settings, programs, tls, synchronous, port, _mount: mount, folder };
+        let mut own = Own { process, settings, programs, tls, synchronous, port, mount, folder };
         own.wait_ready().await?;
         Ok(PostgresServer { place: Place::Own(Box::new(own)) })
     }
@@ -570,6 +609,10 @@ fn write_config(
         "log_line_prefix = '%m [%p] %u '".to_owned(),
         "wal_retrieve_retry_interval = 100ms".to_owned(),
     ];
+    if settings.data_bytes_max.is_some() {
+        // Their shared memory is on the small disk too, and there a full one must stop writers only.
+        lines.push("max_parallel_workers_per_gather = 0".to_owned());
+    }
     let hosts = match tls {
         None => "host",
         Some(tls) => {

@@ -94,7 +94,7 @@ impl Programs {
 
     async fn template(&self) -> Result<PathBuf, ServerError> {
         let version = program::run(self.client_version()).await?;
-        let version: String = version.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').collect();
+        let version = version.split_whitespace().nth(2).unwrap_or_default();
         let owner = self.user.map_or_else(|| rustix::process::geteuid().as_raw(), |(uid, _)| uid);
         let servers = program::target_folder()?.join("servers");
         fs::create_dir_all(&servers).map_err(ServerError::io(format!("create {}", servers.display())))?;
