@@ -3,13 +3,11 @@
 use std::collections::BTreeSet;
 
 use rendez_core::Timestamp;
-use rendez_testkit::checker::Report;
 use rendez_testkit::clock;
 use rendez_testkit::servers::RedisServer;
-use rendez_testkit::sink::{SinkServer, TokenSink};
 use rustix::process::Signal;
 
-use crate::processes::{descendants_of, freeze_all, parent_of, runs, signal_if_there};
+use crate::processes::{descendants_of, freeze_all, parent_of, signal_if_there};
 use crate::stage::{Launch, Running, Stage, TTL, shares_of};
 
 async fn redis() -> RedisServer {
@@ -17,122 +15,12 @@ async fn redis() -> RedisServer {
 }
 
 /// The slots that one node runs.
-fn of<'a>(running: &'a Running, node: &str) -> BTreeSet<&'a String> {
+pub(crate) fn of<'a>(running: &'a Running, node: &str) -> BTreeSet<&'a String> {
     running.iter().filter(|(_, (runner, _))| runner == node).map(|(slot, _)| slot).collect()
 }
 
-/// Every run that a node had begun before some time was over one session TTL after it.
-fn assert_ended_by_the_deadline(report: &Report, node: &str, since: Timestamp) {
-    let runs = report.runs.values().flatten().filter(|run| run.node.as_str() == node && run.begin < since);
-    for run in runs {
-        assert!(run.until <= since + TTL, "{run:?} went on after its deadline");
-    }
-}
-
-fn sleep_until(time: Timestamp) {
+pub(crate) fn sleep_until(time: Timestamp) {
     std::thread::sleep(time.since(clock::now()));
-}
-
-#[tokio::test]
-async fn a_node_that_joins_gets_its_share_and_nothing_else_moves() {
-    let redis = redis().await;
-    let stage = Stage::new(&redis.url());
-    // Stabilizers are not what this is about, nor is a node that a busy machine holds up.
-    let agent = |node| {
-        let launch = stage.agent(node).ttl("15s").workloads(&["inbox=12"]);
-        launch.set("cooldown", "1s").set("runtime_min", "1s").set("settling", "1s").start()
-    };
-    let mut agents: Vec<_> = ["one", "two", "three"].map(agent).into();
-    let before = stage.wait_for_shares(&[("one", 4), ("two", 4), ("three", 4)]);
-    agents.push(agent("four"));
-    let after = stage.wait_for_shares(&[("one", 3), ("two", 3), ("three", 3), ("four", 3)]);
-    let stayed = after.iter().filter(|(slot, run)| before[*slot] == **run).count();
-    assert_eq!(stayed, 9, "{before:?}\n{after:?}");
-
-    // By the next heartbeat everybody knows where everything is.
-    std::thread::sleep(2 * TTL);
-    agents[0].signal(Signal::TERM);
-    assert_eq!(agents[0].exit_code(), Some(0), "{}", agents[0].said());
-    let last = stage.wait_for_shares(&[("two", 4), ("three", 4), ("four", 4)]);
-    let stayed = last.iter().filter(|(slot, run)| after[*slot] == **run).count();
-    assert_eq!(stayed, 9, "{after:?}\n{last:?}");
-    drop(agents);
-    stage.report().assert_good();
-}
-
-#[tokio::test]
-async fn the_children_of_a_frozen_agent_are_gone_by_the_deadline() {
-    let redis = redis().await;
-    let stage = Stage::new(&redis.url());
-    let agent = |node| stage.agent(node).probe(&["--ignore-term", "--fork-detached"]).start();
-    let (one, two) = (agent("one"), agent("two"));
-    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
-    one.signal(Signal::STOP);
-    let frozen = clock::now();
-    stage.wait_for_shares(&[("two", 4)]);
-    sleep_until(frozen + 3 * TTL);
-    assert!(of(&before, "one").iter().all(|slot| !runs(before[*slot].1)));
-    assert_ended_by_the_deadline(&stage.report(), "one", frozen);
-    one.signal(Signal::CONT);
-    stage.wait("its return", |running| running.len() == 4 && !of(running, "one").is_empty());
-    drop((one, two));
-    stage.report().assert_good();
-}
-
-#[tokio::test]
-async fn frozen_with_its_children_a_node_kills_them_before_they_do_anything() {
-    let redis = redis().await;
-    let stage = Stage::new(&redis.url());
-    let agent = |node| stage.agent(node).probe(&["--ignore-term"]).start();
-    let (one, two) = (agent("one"), agent("two"));
-    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
-    let children: Vec<i32> = of(&before, "one").iter().map(|slot| before[*slot].1).collect();
-    let frozen = freeze_all(one.pid());
-    let since = clock::now();
-    stage.wait_that("the other node to run all", || {
-        let report = stage.report();
-        report.runs.values().all(|runs| runs.last().is_some_and(|run| run.node.as_str() == "two"))
-    });
-    sleep_until(since + 3 * TTL);
-    // The children stay frozen: who can only be killed has done nothing.
-    frozen.iter().filter(|pid| !children.contains(pid)).for_each(|pid| signal_if_there(*pid, Signal::CONT));
-    stage.wait_that("the end of the frozen children", || children.iter().all(|pid| !runs(*pid)));
-    stage.wait("its return", |running| running.len() == 4 && !of(running, "one").is_empty());
-    drop((one, two));
-    stage.report().assert_good();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_children_write_that_wake_up_first_is_refused_by_a_sink_that_checks_tokens() {
-    let redis = redis().await;
-    let stage = Stage::new(&redis.url());
-    let sink = TokenSink::new();
-    let server = SinkServer::tcp(sink.clone()).await.unwrap();
-    let addr = server.addr().unwrap().to_string();
-    let agent = |node| stage.agent(node).probe(&["--ignore-term", "--sink", &addr]).start();
-    let (one, two) = (agent("one"), agent("two"));
-    let before = stage.wait_for_shares(&[("one", 2), ("two", 2)]);
-    let children: Vec<i32> = of(&before, "one").iter().map(|slot| before[*slot].1).collect();
-    let frozen = freeze_all(one.pid());
-    let since = clock::now();
-    stage.wait_that("the other node to run all", || {
-        let report = stage.report();
-        report.runs.values().all(|runs| runs.last().is_some_and(|run| run.node.as_str() == "two"))
-    });
-    sleep_until(since + 3 * TTL);
-    assert!(sink.refused().is_empty());
-    // The worst order: those whose lease is over first.
-    children.iter().for_each(|pid| signal_if_there(*pid, Signal::CONT));
-    stage.wait_that("what they write to be refused", || sink.refused().len() > 4);
-    frozen.iter().rev().for_each(|pid| signal_if_there(*pid, Signal::CONT));
-    stage.wait_that("their end", || children.iter().all(|pid| !runs(*pid)));
-    stage.wait("its return", |running| running.len() == 4 && !of(running, "one").is_empty());
-    drop((one, two));
-    let writers: BTreeSet<String> = sink.refused().into_iter().map(|entry| entry.payload).collect();
-    assert!(writers.iter().all(|pid| children.iter().any(|child| child.to_string() == *pid)), "{writers:?}");
-    let woken = since + 3 * TTL;
-    let late: Vec<_> = sink.accepted().into_iter().filter(|entry| entry.at >= woken).collect();
-    assert!(late.iter().all(|entry| !writers.contains(&entry.payload)), "accepted from a node that was frozen");
 }
 
 #[tokio::test]

@@ -4,28 +4,26 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use rendez::{BoxError, Config, SlotContext};
-use rendez_redis::{RedisOptions, RedisStore};
+use rendez::{BoxError, Config, SlotContext, StoreUrl};
 use rendez_testkit::clock;
 use rendez_testkit::records::{Record, RecordKind, RecordWriter};
-use rendez_testkit::servers::RedisServer;
+use rendez_testkit::servers::{AnyServer, StoreKind};
 use rendez_testkit::sink::{self, SinkServer, TokenSink};
 use rustix::process::Signal;
 
 use crate::processes::signal;
 use crate::stage::{Stage, TTL};
 
-/// Set for the process that [`a_node_for_the_test_below`] is.
+/// Set for the process that [`a_node_to_freeze`] is.
 const NODE: &str = "RENDEZ_TEST_NODE";
 /// Between two side effects, and from the look at the lease to the effect.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Not a test, unless it is started by the one below: the node that is frozen there.
+/// Not a test, unless it is started by one of those that freeze it.
 #[test]
-fn a_node_for_the_test_below() {
+fn a_node_to_freeze() {
     let Ok(node) = std::env::var(NODE) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(serve(&node));
@@ -35,11 +33,10 @@ async fn serve(node: &str) {
     let variable = |name: &str| std::env::var(name).unwrap();
     let (url, records, sink) = (variable("NODE_STORE"), PathBuf::from(variable("NODE_RECORDS")), variable("NODE_SINK"));
     let config = Config::new().cluster("c").node_id(node).session_ttl(TTL).workload("inbox", 4).resolve().unwrap();
-    let mut options = RedisOptions::default();
-    options.operation_timeout = config.engine.timing.operation_timeout;
-    let store = RedisStore::connect(&url, options).await.unwrap();
+    let timeout = config.engine.timing.operation_timeout;
+    let store = StoreUrl::parse(&url).unwrap().connect(timeout, config.connect_timeout).await.unwrap();
     let runner = move |ctx: SlotContext| run(ctx, records.clone(), sink.clone());
-    let handle = config.builder().shared_store(Arc::new(store)).runner(runner).start().await.unwrap();
+    let handle = config.builder().shared_store(store).runner(runner).start().await.unwrap();
     // Nothing of a failed test may run for ever.
     tokio::time::sleep(Duration::from_secs(120)).await;
     drop(handle);
@@ -76,7 +73,7 @@ struct Node(Child);
 impl Node {
     fn start(stage: &Stage, node: &str, sink: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["library::a_node_for_the_test_below", "--exact"]).env(NODE, node);
+        command.args(["library::a_node_to_freeze", "--exact"]).env(NODE, node);
         command.env("NODE_STORE", stage.url()).env("NODE_RECORDS", stage.records(node)).env("NODE_SINK", sink);
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
@@ -93,10 +90,10 @@ impl Drop for Node {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_process_looks_at_its_deadlines_first_and_what_was_in_flight_is_refused() {
-    let redis = RedisServer::builder().start().await.unwrap();
-    let stage = Stage::new(&redis.url());
+/// And what was in flight is refused by a sink that checks tokens.
+pub(crate) async fn a_frozen_process_looks_at_its_deadlines_first(store: StoreKind) {
+    let server = AnyServer::start(store).await.unwrap();
+    let stage = Stage::new(&server.url());
     let sink = TokenSink::new();
     let server = SinkServer::tcp(sink.clone()).await.unwrap();
     let addr = server.addr().unwrap().to_string();

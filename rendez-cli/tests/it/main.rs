@@ -2,6 +2,7 @@
 
 mod agent;
 mod demo;
+mod each_store;
 mod faults;
 mod guardian;
 mod library;
