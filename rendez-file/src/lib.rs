@@ -11,6 +11,8 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(test)]
+mod boots;
 mod clock;
 mod connect;
 mod encode;

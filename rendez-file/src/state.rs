@@ -78,13 +78,14 @@ struct Replica {
     next: u64,
     /// Kept open, so that its identity stays its own.
     snapshot: File,
-    snapshot_bytes: u64,
     journal: File,
     number: u64,
     /// Up to where the journal was read.
     end: u64,
     /// Up to where disk space was set aside.
     reserved: u64,
+    /// How long the journal may become.
+    fold_at: u64,
     /// The tail of the journal was cut off, and the host was started anew since it was written.
     cut_after_boot: bool,
     hints: File,
@@ -164,8 +165,35 @@ impl State {
                 return Err(Failure::damaged(&self.path(keys::SNAPSHOT), "it is missing, and a journal is there"));
             }
         }
-        let model = self.empty();
-        self.write_snapshot(model, None, StoreTime::default(), 1, 1)
+        let (model, at) = (self.empty(), StoreTime::default());
+        let (next, number) = (1, 1);
+        let written = self.write_snapshot(&model, &None, at, next, number)?;
+        Ok(self.replica(model, None, (at, next, number), written))
+    }
+
+    /// The state of a snapshot whose journal is not read yet.
+    fn replica(
+        &self,
+        model: StoreModel,
+        epoch: Option<Epoch>,
+        (at, next, number): (StoreTime, u64, u64),
+        Written { snapshot, snapshot_bytes, journal, hints }: Written,
+    ) -> Replica {
+        Replica {
+            model,
+            epoch,
+            at,
+            next,
+            snapshot,
+            journal,
+            number,
+            end: 0,
+            reserved: 0,
+            fold_at: self.journal_bytes_max.max(snapshot_bytes),
+            cut_after_boot: false,
+            hints,
+            hints_told: 0,
+        }
     }
 
     fn empty(&self) -> StoreModel {
@@ -203,21 +231,8 @@ impl State {
         self.sweep(read.journal)?;
         let mut model = self.empty();
         model.apply(read.effects);
-        Ok(Replica {
-            model,
-            epoch: read.clock,
-            at: read.at,
-            next: read.next,
-            snapshot,
-            snapshot_bytes: text.len() as u64,
-            journal,
-            number: read.journal,
-            end: 0,
-            reserved: 0,
-            cut_after_boot: false,
-            hints: self.open_hints()?,
-            hints_told: 0,
-        })
+        let written = Written { snapshot, snapshot_bytes: text.len() as u64, journal, hints: self.open_hints()? };
+        Ok(self.replica(model, read.clock, (read.at, read.next, read.journal), written))
     }
 
     /// Removes what a process left that was killed while it wrote a snapshot.
@@ -296,9 +311,7 @@ impl State {
         let line = Line { n: replica.next, at: now, clock, effects };
         replica.at = now;
         replica.next += 1;
-        let text = encode::line(&line, replica.number).map_err(|error| {
-            Failure::new(ErrorKind::Fatal, format!("the file store: a record cannot be written as JSON: {error}"))
-        })?;
+        let text = encode::line(&line, replica.number).map_err(not_json)?;
         self.pending.push_str(&text);
         Ok(())
     }
@@ -364,23 +377,27 @@ impl State {
     /// Folds the journal into the snapshot where it has become long.
     pub(crate) fn fold(&mut self) {
         let Some(replica) = &self.replica else { return };
-        if replica.end <= self.journal_bytes_max.max(replica.snapshot_bytes) {
+        if replica.end <= replica.fold_at {
             return;
         }
-        let Some(mut replica) = self.replica.take() else { return };
-        let old = self.path(&keys::journal(replica.number));
-        // The copy in the files is complete: should this fail, it is read from there.
-        let folded = self.write_snapshot(replica.model, replica.epoch, replica.at, replica.next, replica.number + 1);
+        let folded = self.write_snapshot(&replica.model, &replica.epoch, replica.at, replica.next, replica.number + 1);
+        let Some(replica) = &mut self.replica else { return };
         match folded {
-            Ok(mut folded) => {
-                folded.hints_told = replica.hints_told;
-                replica = folded;
+            Ok(Written { snapshot, snapshot_bytes, journal, hints }) => {
+                let old = self.folder.join(keys::journal(replica.number));
+                replica.snapshot = snapshot;
+                replica.journal = journal;
+                replica.hints = hints;
+                replica.number += 1;
+                (replica.end, replica.reserved) = (0, 0);
+                replica.fold_at = self.journal_bytes_max.max(snapshot_bytes);
                 if let Err(error) = remove(&old) {
                     tracing::debug!(%error, "the old journal stays until the folder is read again");
                 }
-                self.replica = Some(replica);
             }
             Err(failure) => {
+                // The journal goes on, unless the snapshot is there already: then it is found to be another one.
+                replica.fold_at = replica.end.saturating_mul(2);
                 let error = StoreError::from(failure);
                 tracing::warn!(%error, "the journal cannot be folded into the snapshot and grows on");
             }
@@ -390,12 +407,12 @@ impl State {
     /// Writes a snapshot and an empty journal that goes on from it. The rename is the moment at which both count.
     fn write_snapshot(
         &self,
-        model: StoreModel,
-        epoch: Option<Epoch>,
+        model: &StoreModel,
+        epoch: &Option<Epoch>,
         now: StoreTime,
         next: u64,
         number: u64,
-    ) -> Result<Replica, Failure> {
+    ) -> Result<Written, Failure> {
         let (path, new) = (self.path(keys::SNAPSHOT), self.path(keys::SNAPSHOT_NEW));
         let journal_path = self.path(&keys::journal(number));
         let whole = Snapshot {
@@ -407,9 +424,7 @@ impl State {
             clock: epoch.clone(),
             effects: model.whole(),
         };
-        let text = encode::snapshot(&whole).map_err(|error| {
-            Failure::new(ErrorKind::Fatal, format!("the file store: a record cannot be written as JSON: {error}"))
-        })?;
+        let text = encode::snapshot(&whole).map_err(not_json)?;
         let write = |path: &Path, text: &[u8]| -> Result<File, Failure> {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
             let mut file = file.map_err(at("cannot make", path))?;
@@ -421,33 +436,30 @@ impl State {
             let snapshot = write(&new, text.as_bytes())?;
             let hints = self.open_hints()?;
             fs::rename(&new, &path).map_err(at("cannot rename", &new))?;
-            Ok((journal, snapshot, hints))
+            Ok(Written { snapshot, snapshot_bytes: text.len() as u64, journal, hints })
         });
-        let (journal, snapshot, hints) = match written {
-            Ok(files) => files,
-            Err(failure) => {
-                let _ = remove(&new);
-                let _ = remove(&journal_path);
-                return Err(failure);
-            }
-        };
+        if written.is_err() {
+            // What cannot be removed now is when the folder is read the next time.
+            let _ = remove(&new);
+            let _ = remove(&journal_path);
+        }
+        let written = written?;
         sync_folder(&self.folder).map_err(at("cannot sync", &self.folder))?;
-        Ok(Replica {
-            model,
-            epoch,
-            at: now,
-            next,
-            snapshot,
-            snapshot_bytes: text.len() as u64,
-            journal,
-            number,
-            end: 0,
-            reserved: 0,
-            cut_after_boot: false,
-            hints,
-            hints_told: 0,
-        })
+        Ok(written)
     }
+}
+
+/// The files of a new snapshot.
+struct Written {
+    snapshot: File,
+    snapshot_bytes: u64,
+    journal: File,
+    hints: File,
+}
+
+/// Cannot be seen: all records are made of what JSON can say.
+fn not_json(error: serde_json::Error) -> Failure {
+    Failure::new(ErrorKind::Fatal, format!("the file store: a record cannot be written as JSON: {error}"))
 }
 
 /// Cannot be seen: every request follows the files first.
