@@ -12,7 +12,19 @@ pub(crate) fn identity(metadata: &Metadata) -> (u64, u64) {
 
 /// Makes names in a folder durable: a file that was made, renamed or removed there.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    sync(&File::open(folder)?)
+}
+
+/// Makes all of a file durable.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    tracing::trace!("fsync");
+    file.sync_all()
+}
+
+/// Makes what stands in a file durable, and how long it is.
+pub(crate) fn sync_content(file: &File) -> io::Result<()> {
+    tracing::trace!("fsync");
+    file.sync_data()
 }
 
 /// Makes a folder and those above it up to `root`, whose parent must exist.

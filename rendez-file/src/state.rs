@@ -19,7 +19,7 @@ use rendez_core::{
 use crate::clock::{Clock, Epoch};
 use crate::encode::{self, Bad, Line, Snapshot};
 use crate::errors::{Failure, at};
-use crate::files::{identity, remove, reserve, sync_folder};
+use crate::files::{identity, remove, reserve, sync, sync_content, sync_folder};
 use crate::keys;
 
 /// How much disk space is set aside behind the journal's end, so that sessions can be extended when the disk is full:
@@ -355,7 +355,7 @@ impl State {
         self.pending.clear();
         if self.durable {
             // The extension of a session needs no sync: it is worth nothing once the host is down.
-            replica.journal.sync_data().map_err(|error| Failure::io("cannot sync", &path, error).or_ambiguous())?;
+            sync_content(&replica.journal).map_err(|error| Failure::io("cannot sync", &path, error).or_ambiguous())?;
         }
         self.replica = Some(replica);
         Ok(())
@@ -429,7 +429,7 @@ impl State {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
             let mut file = file.map_err(at("cannot make", path))?;
             file.write_all(text).map_err(at("cannot write", path))?;
-            file.sync_all().map_err(at("cannot sync", path))?;
+            sync(&file).map_err(at("cannot sync", path))?;
             Ok(file)
         };
         let written = write(&journal_path, b"").and_then(|journal| {
