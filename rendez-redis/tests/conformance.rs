@@ -149,13 +149,13 @@ impl OwnServer for OwnStandalone {
     }
 
     async fn write_foreign_layout(&mut self, cluster: &ClusterName) -> Result<(), Trouble> {
-        // The last word of the state is the layout's version; found by what the key ends with, as the store's own
-        // encoding of names is not ours to know.
+        // The first word of the state is the version of the layout. The server is one cluster's alone: how its name is
+        // encoded does not matter.
         let _ = cluster;
         let keys = self.server.command(&["KEYS", "*:meta"]).await?;
         for key in keys.items() {
             let key = key.text();
-            self.server.command(&["HSET", &key, "layout", "7"]).await?;
+            self.server.command(&["HSET", &key, "state", "7 of a later release"]).await?;
         }
         Ok(())
     }

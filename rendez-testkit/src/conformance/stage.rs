@@ -105,6 +105,11 @@ impl Stage {
         Self { store, ..self.clone() }
     }
 
+    /// The same stage, whose requests say that they know this.
+    pub(super) fn knowing(&self, known: Known) -> Self {
+        Self { known, ..self.clone() }
+    }
+
     /// Another cluster through the same handle.
     pub(super) fn elsewhere(&self, cluster: ClusterName) -> Self {
         Self { cluster, known: Known::default(), ..self.clone() }

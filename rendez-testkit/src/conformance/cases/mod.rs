@@ -2,12 +2,19 @@
 
 mod acquire;
 mod batches;
+mod cancelling;
+mod checkpoints;
+mod connections;
 mod handoff;
 mod heartbeat;
+mod histories;
+mod losses;
 mod names;
 mod open;
 mod reading;
+mod records;
 mod release;
+mod retries;
 mod tokens;
 mod watch;
 
@@ -20,9 +27,16 @@ pub(super) const GROUPS: &[&[Case]] = &[
     acquire::CASES,
     release::CASES,
     handoff::CASES,
+    retries::CASES,
     tokens::CASES,
     batches::CASES,
+    checkpoints::CASES,
+    records::CASES,
     reading::CASES,
     watch::CASES,
     names::CASES,
+    histories::CASES,
+    cancelling::CASES,
+    connections::CASES,
+    losses::CASES,
 ];
