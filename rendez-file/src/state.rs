@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rendez_core::{
-    AdminOutcome, AdminRequest, Call, Capabilities, ClusterName, ErrorKind, Known, Reply, SnapshotRequest, StoreError,
-    StoreModel, StoreTime,
+    AdminOutcome, AdminRequest, Call, Capabilities, ChangeKind, ClusterName, ErrorKind, Known, Reply, SnapshotRequest,
+    StoreError, StoreModel, StoreTime,
 };
 
 use crate::clock::{Clock, Epoch};
@@ -36,10 +36,21 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    /// Whether it may need room for good.
+    /// Whether it may need room for good. What lets go does not: it must work when the disk is full.
     fn grows(&self) -> bool {
         match self {
-            Self::Call(Call::Open(_) | Call::Change(_)) | Self::Admin(_) => true,
+            Self::Call(Call::Open(_)) | Self::Admin(_) => true,
+            Self::Call(Call::Change(request)) => request.changes.iter().any(|change| match &change.kind {
+                ChangeKind::Acquire { .. }
+                | ChangeKind::Offer { .. }
+                | ChangeKind::Transfer { .. }
+                | ChangeKind::SaveCheckpoint { .. }
+                | ChangeKind::Readopt => true,
+                ChangeKind::Release { .. }
+                | ChangeKind::Withdraw { .. }
+                | ChangeKind::Accept { .. }
+                | ChangeKind::Refuse { .. } => false,
+            }),
             Self::Call(Call::Heartbeat(_) | Call::Snapshot(_) | Call::Close(_)) | Self::Watch => false,
         }
     }

@@ -5,7 +5,6 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -137,12 +136,7 @@ async fn a_damaged_file_is_told_and_left_alone() {
 async fn a_future_layout_is_refused() {
     let world = World::new().await;
     world.open("a").await;
-    let path = world.folder().join("snapshot.json");
-    let text = fs::read_to_string(&path).unwrap();
-    let rest = text[26..].trim_end().replacen("\"layout\":1", "\"layout\":2", 1);
-    let sum = xxhash_rust::xxh64::xxh64(rest.as_bytes(), 0);
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, format!("{{\"sum\":\"{sum:016x}\",{rest}\n")).unwrap();
+    write_layout(&world.folder(), 2);
     for world in [&world, &world.other().await] {
         let error = look(world).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fatal);
@@ -393,53 +387,22 @@ async fn what_a_killed_folding_left_is_cleaned_up() {
     assert_eq!(content(&fresh.other().await.named("fresh")).await, content(&fresh).await);
 }
 
-/// A small disk of our own, if we may mount one.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn mount(options: &str) -> Option<Self> {
-        let place = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(place.path()).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(place)),
-            other => {
-                eprintln!("SKIPPED: no small disk can be mounted (only root may): {other:?}");
-                None
-            }
-        }
-    }
-
-    fn remount(&self, options: &str) {
-        let status = Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(self.0.path()).status();
-        assert!(status.unwrap().success());
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
-/// Writes until nothing more goes in.
-fn fill(path: &Path) {
-    use std::io::Write;
-    let mut file = fs::File::create(path).unwrap();
-    for size in [65536, 4096, 512, 1] {
-        while file.write_all(&vec![b'x'; size]).is_ok() {}
-    }
+fn disk(options: &str) -> Option<Disk> {
+    Disk::mount(options)
+        .map_err(|error| eprintln!("SKIPPED: no small disk can be mounted, only root may: {error}"))
+        .ok()
 }
 
 #[tokio::test]
 async fn a_full_disk_throttles_what_grows_and_sessions_live_on() {
-    let Some(disk) = Disk::mount("size=2m") else { return };
-    let root = disk.0.path().join("store");
+    let Some(disk) = disk("size=2m") else { return };
+    let root = disk.path().join("store");
     let mut short = options();
     short.journal_bytes_max = 4096;
     let world = World::at(&root, short).await;
     let session = world.open_for("a", TTL_MAX).await;
     let token = world.acquire(session, &slot("w/0"), FencingToken::NONE).await;
-    let filler = disk.0.path().join("filler");
+    let filler = disk.path().join("filler");
     fill(&filler);
     // What was set aside may serve for a while; then it is refused before anything is written.
     let mut refused = None;
@@ -461,6 +424,8 @@ async fn a_full_disk_throttles_what_grows_and_sessions_live_on() {
     for _ in 0..200 {
         world.beat(session).await.unwrap();
     }
+    // Letting go needs no room.
+    done(world.change(session, &slot("w/1"), world.slots().await[&slot("w/1")].token, release()).await);
     // Nothing that was answered is lost, for those who read it anew too; nothing that was refused is there.
     let other = world.other().await;
     other.beat(session).await.unwrap();
@@ -475,21 +440,21 @@ async fn a_full_disk_throttles_what_grows_and_sessions_live_on() {
 
 #[tokio::test]
 async fn a_read_only_disk_is_fatal_and_can_be_made_writable_again() {
-    let Some(disk) = Disk::mount("size=4m") else { return };
-    let root = disk.0.path().join("store");
+    let Some(disk) = disk("size=4m") else { return };
+    let root = disk.path().join("store");
     let world = World::at(&root, options()).await;
     let session = world.open("a").await;
     drop(world);
     // The threads have closed their files when they end.
     let mut tries = 0;
-    while !Command::new("mount").args(["-o", "remount,ro"]).arg(disk.0.path()).output().unwrap().status.success() {
+    while !disk.remount("ro") {
         tries += 1;
         assert!(tries < 1000, "somebody still writes");
         tokio::time::sleep(millis(10)).await;
     }
     let error = FileStore::open(&root, options()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fatal, "{error}");
-    disk.remount("rw");
+    assert!(disk.remount("rw"));
     let world = World::at(&root, options()).await;
     world.beat(session).await.unwrap();
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +85,56 @@ pub fn open_request(name: &str) -> OpenRequest {
         replaces: None,
         ttl: TTL,
         info: Arc::new(NodeInfo::new(node(name), ClusterSettings::new(TTL_MAX))),
+    }
+}
+
+/// Writes into a cluster's snapshot that it has another layout.
+pub fn write_layout(folder: &Path, layout: u32) {
+    let path = folder.join("snapshot.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let rest = text[r#"{"sum":"0123456789abcdef","#.len()..].trim_end();
+    let rest = rest.replacen("\"layout\":1", &format!("\"layout\":{layout}"), 1);
+    let sum = xxhash_rust::xxh64::xxh64(rest.as_bytes(), 0);
+    // Another file, as a release that folds a journal makes one.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, format!("{{\"sum\":\"{sum:016x}\",{rest}\n")).unwrap();
+}
+
+/// A small disk of our own, which only root can mount.
+pub struct Disk(TempDir);
+
+impl Disk {
+    pub fn mount(options: &str) -> Result<Self, String> {
+        let place = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(place.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Ok(Self(place)),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn remount(&self, options: &str) -> bool {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-o", &format!("remount,{options}")]).arg(self.path()).output().unwrap().status.success()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+/// Writes into a file until nothing more goes in.
+pub fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    for size in [65536, 4096, 512, 1] {
+        while file.write_all(&vec![b'x'; size]).is_ok() {}
     }
 }
 
