@@ -23,12 +23,14 @@ pub(crate) struct Line {
     pub(crate) effects: Effects,
 }
 
-/// The whole state of a cluster.
+/// The first line of a snapshot. The whole state of the cluster stands behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Snapshot {
+pub(crate) struct Head {
     pub(crate) layout: u32,
     /// The cluster's name, for whoever looks into the folder.
     pub(crate) cluster: String,
+    /// Drawn when the cluster's data began: data that were removed and begun anew are others.
+    pub(crate) data: u64,
     /// The number of the journal that goes on from here.
     pub(crate) journal: u64,
     /// The number of the next line.
@@ -36,7 +38,6 @@ pub(crate) struct Snapshot {
     pub(crate) at: StoreTime,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clock: Option<Epoch>,
-    pub(crate) effects: Effects,
 }
 
 /// What can be read of a snapshot of any layout.
@@ -99,11 +100,12 @@ pub(crate) fn parse_line(text: &[u8], journal: u64) -> Result<Line, Bad> {
     serde_json::from_str(&unseal(text, journal)?).map_err(|error| Bad::Content(error.to_string()))
 }
 
-/// A snapshot, with one record a line.
-pub(crate) fn snapshot(snapshot: &Snapshot) -> Result<String, serde_json::Error> {
+/// A snapshot: its head in the first line, and the state with one record a line.
+pub(crate) fn snapshot(head: &Head, state: &Effects) -> Result<String, serde_json::Error> {
     let mut json = Vec::new();
-    snapshot.serialize(&mut serde_json::Serializer::with_formatter(&mut json, OneALine))?;
-    Ok(seal(&String::from_utf8_lossy(&json), 0) + "\n")
+    state.serialize(&mut serde_json::Serializer::with_formatter(&mut json, OneALine))?;
+    let state = seal(&String::from_utf8_lossy(&json), head.journal);
+    Ok(seal(&serde_json::to_string(head)?, 0) + "\n" + &state + "\n")
 }
 
 /// Short JSON in which every item of a list begins a line.
@@ -115,13 +117,21 @@ impl serde_json::ser::Formatter for OneALine {
     }
 }
 
-/// The layout is looked at before anything else is believed.
-pub(crate) fn parse_snapshot(text: &[u8], layout: u32) -> Result<Snapshot, Bad> {
-    let json = unseal(text.strip_suffix(b"\n").unwrap_or(text), 0)?;
+/// The head of a snapshot, and where the state begins. The layout is looked at before anything else is believed.
+pub(crate) fn parse_head(text: &[u8], layout: u32) -> Result<(Head, usize), Bad> {
+    let end = text.iter().position(|byte| *byte == b'\n').ok_or(Bad::Checksum)?;
+    let json = unseal(&text[..end], 0)?;
     let found: Layout = serde_json::from_str(&json).map_err(|error| Bad::Content(error.to_string()))?;
     if found.layout != layout {
         return Err(Bad::Layout(found.layout));
     }
+    let head = serde_json::from_str(&json).map_err(|error| Bad::Content(error.to_string()))?;
+    Ok((head, end + 1))
+}
+
+/// The state of a snapshot.
+pub(crate) fn parse_state(text: &[u8], head: &Head) -> Result<Effects, Bad> {
+    let json = unseal(text.strip_suffix(b"\n").ok_or(Bad::Checksum)?, head.journal)?;
     serde_json::from_str(&json).map_err(|error| Bad::Content(error.to_string()))
 }
 
@@ -156,19 +166,19 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_another_layout_says_so() {
-        let whole = Snapshot {
-            layout: 2,
-            cluster: "c".to_owned(),
-            journal: 1,
-            next: 1,
-            at: StoreTime::default(),
-            clock: None,
-            effects: Effects::default(),
-        };
-        let text = snapshot(&whole).unwrap();
-        assert_eq!(parse_snapshot(text.as_bytes(), 1), Err(Bad::Layout(2)));
-        assert_eq!(parse_snapshot(text.as_bytes(), 2), Ok(whole));
-        assert_eq!(parse_snapshot(&text.as_bytes()[..text.len() - 2], 2), Err(Bad::Checksum));
+    fn a_snapshot_of_another_layout_says_so_and_no_part_of_one_is_believed() {
+        let clock = example().clock;
+        let head = Head { layout: 2, cluster: "c".to_owned(), data: 5, journal: 1, next: 1, at: example().at, clock };
+        let text = snapshot(&head, &Effects::default()).unwrap();
+        assert_eq!(parse_head(text.as_bytes(), 1), Err(Bad::Layout(2)));
+        let (read, end) = parse_head(text.as_bytes(), 2).unwrap();
+        assert_eq!(read, head);
+        let state = &text.as_bytes()[end..];
+        assert_eq!(parse_state(state, &head), Ok(Effects::default()));
+        for length in 0..state.len() {
+            assert_eq!(parse_state(&state[..length], &head), Err(Bad::Checksum));
+        }
+        let other = Head { journal: 2, ..head };
+        assert_eq!(parse_state(state, &other), Err(Bad::Checksum), "another snapshot's state");
     }
 }

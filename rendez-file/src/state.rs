@@ -17,7 +17,7 @@ use rendez_core::{
 };
 
 use crate::clock::{Clock, Epoch};
-use crate::encode::{self, Bad, Line, Snapshot};
+use crate::encode::{self, Bad, Head, Line};
 use crate::errors::{Failure, at};
 use crate::files::{identity, remove, reserve, sync, sync_content, sync_folder};
 use crate::keys;
@@ -25,6 +25,9 @@ use crate::keys;
 /// How much disk space is set aside behind the journal's end, so that sessions can be extended when the disk is full:
 /// about 2000 heartbeats.
 const RESERVE_BYTES: u64 = 256 * 1024;
+
+/// No head of a snapshot is longer: names are short.
+const HEAD_BYTES_MAX: usize = 4096;
 
 /// One request, as the store gets it.
 #[derive(Debug, Clone)]
@@ -82,6 +85,8 @@ pub(crate) struct State {
 /// The state in memory and the files that it was read from.
 struct Replica {
     model: StoreModel,
+    /// The name of the data.
+    data: u64,
     epoch: Option<Epoch>,
     /// The last moment that was seen.
     at: StoreTime,
@@ -156,7 +161,7 @@ impl State {
             }
             (Some(replica), Some(there)) => {
                 let ours = replica.snapshot.metadata().map_err(at("cannot look at", &path))?;
-                if identity(&ours) == identity(&there) { replica } else { self.load()? }
+                if identity(&ours) == identity(&there) { replica } else { self.go_on(replica)? }
             }
             (None, Some(_)) => self.load()?,
         };
@@ -176,28 +181,32 @@ impl State {
                 return Err(Failure::damaged(&self.path(keys::SNAPSHOT), "it is missing, and a journal is there"));
             }
         }
-        let (model, at) = (self.empty(), StoreTime::default());
-        let (next, number) = (1, 1);
-        let written = self.write_snapshot(&model, &None, at, next, number)?;
-        Ok(self.replica(model, None, (at, next, number), written))
+        let head = Head {
+            layout: keys::LAYOUT,
+            cluster: self.cluster.as_str().to_owned(),
+            data: fastrand::u64(..),
+            journal: 1,
+            next: 1,
+            at: StoreTime::default(),
+            clock: None,
+        };
+        let model = self.empty();
+        let written = self.write_snapshot(&head, &model)?;
+        Ok(self.replica(head, model, written))
     }
 
     /// The state of a snapshot whose journal is not read yet.
-    fn replica(
-        &self,
-        model: StoreModel,
-        epoch: Option<Epoch>,
-        (at, next, number): (StoreTime, u64, u64),
-        Written { snapshot, snapshot_bytes, journal, hints }: Written,
-    ) -> Replica {
+    fn replica(&self, head: Head, model: StoreModel, written: Written) -> Replica {
+        let Written { snapshot, snapshot_bytes, journal, hints } = written;
         Replica {
             model,
-            epoch,
-            at,
-            next,
+            data: head.data,
+            epoch: head.clock,
+            at: head.at,
+            next: head.next,
             snapshot,
             journal,
-            number,
+            number: head.journal,
             end: 0,
             reserved: 0,
             fold_at: self.journal_bytes_max.max(snapshot_bytes),
@@ -211,13 +220,37 @@ impl State {
         StoreModel::new(fastrand::u64(..), self.capabilities.clone()).recording()
     }
 
+    /// Another process has folded the journal. Who has followed it to its end knows what the snapshot says, and goes on
+    /// with the next journal; anybody else reads the snapshot.
+    fn go_on(&self, mut replica: Replica) -> Result<Replica, Failure> {
+        let path = self.path(keys::SNAPSHOT);
+        let snapshot = File::open(&path).map_err(at("cannot open", &path))?;
+        let mut text = vec![0; HEAD_BYTES_MAX];
+        let length = read_up_to(&snapshot, &mut text).map_err(at("cannot read", &path))?;
+        let Ok((head, _)) = encode::parse_head(&text[..length], keys::LAYOUT) else { return self.load() };
+        if head.data != replica.data || head.journal != replica.number + 1 {
+            return self.load();
+        }
+        let old = self.path(&keys::journal(replica.number));
+        // Its name may be gone; its content is not, as long as it is open.
+        if replica.read_lines(&old, self.clock.boot()).is_err() || replica.next != head.next {
+            return self.load();
+        }
+        let snapshot_bytes = snapshot.metadata().map_err(at("cannot look at", &path))?.len();
+        let journal = self.open_journal(head.journal)?;
+        let written = Written { snapshot, snapshot_bytes, journal, hints: self.open_hints()? };
+        Ok(self.replica(head, replica.model, written))
+    }
+
     /// Reads the snapshot and opens its journal, whose lines are not read yet.
     fn load(&self) -> Result<Replica, Failure> {
         let path = self.path(keys::SNAPSHOT);
         let mut snapshot = File::open(&path).map_err(at("cannot open", &path))?;
         let mut text = Vec::new();
         snapshot.read_to_end(&mut text).map_err(at("cannot read", &path))?;
-        let read = match encode::parse_snapshot(&text, keys::LAYOUT) {
+        let read = encode::parse_head(&text, keys::LAYOUT)
+            .and_then(|(head, end)| Ok((encode::parse_state(&text[end..], &head)?, head)));
+        let (state, head) = match read {
             Ok(read) => read,
             Err(Bad::Layout(layout)) => {
                 let what = format!(
@@ -229,21 +262,23 @@ impl State {
             }
             Err(bad @ (Bad::Checksum | Bad::Content(_))) => return Err(Failure::damaged(&path, bad)),
         };
-        if read.cluster != self.cluster.as_str() {
-            return Err(Failure::damaged(&path, format!("it is of the cluster {:?}", read.cluster)));
+        if head.cluster != self.cluster.as_str() {
+            return Err(Failure::damaged(&path, format!("it is of the cluster {:?}", head.cluster)));
         }
-        let journal_path = self.path(&keys::journal(read.journal));
-        let journal = match OpenOptions::new().read(true).write(true).open(&journal_path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Failure::damaged(&journal_path, "it is missing"));
-            }
-            other => other.map_err(at("cannot open", &journal_path))?,
-        };
-        self.sweep(read.journal)?;
+        let journal = self.open_journal(head.journal)?;
+        self.sweep(head.journal)?;
         let mut model = self.empty();
-        model.apply(read.effects);
+        model.apply(state);
         let written = Written { snapshot, snapshot_bytes: text.len() as u64, journal, hints: self.open_hints()? };
-        Ok(self.replica(model, read.clock, (read.at, read.next, read.journal), written))
+        Ok(self.replica(head, model, written))
+    }
+
+    fn open_journal(&self, number: u64) -> Result<File, Failure> {
+        let path = self.path(&keys::journal(number));
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::damaged(&path, "it is missing")),
+            other => other.map_err(at("cannot open", &path)),
+        }
     }
 
     /// Removes what a process left that was killed while it wrote a snapshot.
@@ -391,7 +426,16 @@ impl State {
         if replica.end <= replica.fold_at {
             return;
         }
-        let folded = self.write_snapshot(&replica.model, &replica.epoch, replica.at, replica.next, replica.number + 1);
+        let head = Head {
+            layout: keys::LAYOUT,
+            cluster: self.cluster.as_str().to_owned(),
+            data: replica.data,
+            journal: replica.number + 1,
+            next: replica.next,
+            at: replica.at,
+            clock: replica.epoch.clone(),
+        };
+        let folded = self.write_snapshot(&head, &replica.model);
         let Some(replica) = &mut self.replica else { return };
         match folded {
             Ok(Written { snapshot, snapshot_bytes, journal, hints }) => {
@@ -416,26 +460,10 @@ impl State {
     }
 
     /// Writes a snapshot and an empty journal that goes on from it. The rename is the moment at which both count.
-    fn write_snapshot(
-        &self,
-        model: &StoreModel,
-        epoch: &Option<Epoch>,
-        now: StoreTime,
-        next: u64,
-        number: u64,
-    ) -> Result<Written, Failure> {
+    fn write_snapshot(&self, head: &Head, model: &StoreModel) -> Result<Written, Failure> {
         let (path, new) = (self.path(keys::SNAPSHOT), self.path(keys::SNAPSHOT_NEW));
-        let journal_path = self.path(&keys::journal(number));
-        let whole = Snapshot {
-            layout: keys::LAYOUT,
-            cluster: self.cluster.as_str().to_owned(),
-            journal: number,
-            next,
-            at: now,
-            clock: epoch.clone(),
-            effects: model.whole(),
-        };
-        let text = encode::snapshot(&whole).map_err(not_json)?;
+        let journal_path = self.path(&keys::journal(head.journal));
+        let text = encode::snapshot(head, &model.whole()).map_err(not_json)?;
         let write = |path: &Path, text: &[u8]| -> Result<File, Failure> {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
             let mut file = file.map_err(at("cannot make", path))?;
@@ -473,6 +501,20 @@ fn not_json(error: serde_json::Error) -> Failure {
     Failure::new(ErrorKind::Fatal, format!("the file store: a record cannot be written as JSON: {error}"))
 }
 
+/// Reads from the beginning until the buffer is full or the file ends.
+fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read_at(&mut buffer[length..], length as u64) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
 /// Cannot be seen: every request follows the files first.
 fn not_read() -> Failure {
     Failure::new(ErrorKind::Transient, "the file store: the files were not read")
@@ -485,7 +527,11 @@ impl Replica {
         if metadata.nlink() == 0 {
             return Err(Failure::damaged(path, "it was removed"));
         }
-        let length = metadata.len();
+        self.read_lines(path, boot)
+    }
+
+    fn read_lines(&mut self, path: &Path, boot: &str) -> Result<(), Failure> {
+        let length = self.journal.metadata().map_err(at("cannot look at", path))?.len();
         if length < self.end {
             return Err(Failure::damaged(path, format!("it had {} bytes and now has {length}", self.end)));
         }

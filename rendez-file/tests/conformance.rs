@@ -103,8 +103,9 @@ fn clusters(folder: &Path) -> Result<Vec<PathBuf>, Trouble> {
 
 /// The name of a cluster stands in its snapshot.
 fn name(folder: &Path) -> Result<ClusterName, Trouble> {
-    let snapshot: serde_json::Value = serde_json::from_str(&fs::read_to_string(folder.join("snapshot.json"))?)?;
-    Ok(snapshot["cluster"].as_str().ok_or("a snapshot without a name")?.parse()?)
+    let snapshot = fs::read_to_string(folder.join("snapshot.json"))?;
+    let head: serde_json::Value = serde_json::from_str(snapshot.lines().next().unwrap_or_default())?;
+    Ok(head["cluster"].as_str().ok_or("a snapshot without a name")?.parse()?)
 }
 
 #[async_trait]

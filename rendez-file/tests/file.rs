@@ -458,3 +458,79 @@ async fn a_read_only_disk_is_fatal_and_can_be_made_writable_again() {
     let world = World::at(&root, options()).await;
     world.beat(session).await.unwrap();
 }
+
+/// A file system of our own that can be frozen, as a disk that does not answer.
+struct Frozen {
+    place: tempfile::TempDir,
+}
+
+impl Frozen {
+    fn mount() -> Result<Self, String> {
+        let place = tempfile::tempdir().unwrap();
+        let image = place.path().join("image");
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        let frozen = Self { place };
+        fs::create_dir(frozen.path()).unwrap();
+        let image = image.to_str().unwrap();
+        frozen.run("mkfs.ext4", &["-q", image])?;
+        frozen.run("mount", &["-o", "loop", image, frozen.path().to_str().unwrap()])?;
+        Ok(frozen)
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.place.path().join("disk")
+    }
+
+    fn run(&self, program: &str, words: &[&str]) -> Result<(), String> {
+        let output = std::process::Command::new(program).args(words).output();
+        match output {
+            Ok(output) if output.status.success() => Ok(()),
+            other => Err(format!("{program}: {other:?}")),
+        }
+    }
+
+    fn freeze(&self, word: &str) -> Result<(), String> {
+        self.run("fsfreeze", &[word, self.path().to_str().unwrap()])
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = self.freeze("-u");
+        let _ = self.run("umount", &["-l", self.path().to_str().unwrap()]);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_leaves_the_outcome_open() {
+    let disk = match Frozen::mount() {
+        Ok(disk) => disk,
+        Err(error) => return eprintln!("SKIPPED: no disk can be frozen, only root may: {error}"),
+    };
+    let mut hasty = options();
+    hasty.operation_timeout = millis(300);
+    let world = World::at(&disk.path().join("store"), options()).await;
+    let session = world.open_for("a", TTL_MAX).await;
+    let hasty = World::at(&world.root, hasty).await;
+    // What is read for the first time may want the disk too.
+    while hasty.beat(session).await.is_err() {}
+    let take = acquire();
+    disk.freeze("-f").unwrap();
+    let request = || vec![(slot("w/0"), FencingToken::NONE, take.clone())];
+    let first = hasty.changes(session, request()).await;
+    // This one waits behind it, and has not been begun.
+    let second = hasty.changes(session, vec![(slot("w/1"), FencingToken::NONE, acquire())]).await;
+    disk.freeze("-u").unwrap();
+    assert_eq!(kind(first), ErrorKind::Ambiguous);
+    assert_eq!(kind(second), ErrorKind::Transient);
+    // The same request again tells.
+    let reply = loop {
+        match hasty.changes(session, request()).await {
+            Ok(reply) => break reply,
+            Err(error) => assert!(matches!(error.kind(), ErrorKind::Transient | ErrorKind::Ambiguous), "{error}"),
+        }
+    };
+    let token = done(reply.outcomes.into_iter().next().unwrap()).token;
+    assert_eq!(world.beat(session).await.unwrap().held.count, 1, "done once, and the other never");
+    assert_eq!(world.slots().await[&slot("w/0")].token, token);
+}

@@ -73,7 +73,7 @@ pub fn last_moment(folder: &Path) -> Option<StoreTime> {
     let _lock = lock(folder);
     let snapshot = std::fs::read_to_string(folder.join("snapshot.json")).ok()?;
     let lines = std::fs::read_to_string(journal(folder)).ok()?;
-    let last = lines.lines().last().and_then(at).max(at(&snapshot))?;
+    let last = lines.lines().last().and_then(at).max(at(snapshot.lines().next()?))?;
     Some(StoreTime::from_micros(last))
 }
 
@@ -92,12 +92,13 @@ pub fn open_request(name: &str) -> OpenRequest {
 pub fn write_layout(folder: &Path, layout: u32) {
     let path = folder.join("snapshot.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    let rest = text[r#"{"sum":"0123456789abcdef","#.len()..].trim_end();
+    let (head, state) = text.split_once('\n').unwrap();
+    let rest = &head[r#"{"sum":"0123456789abcdef","#.len()..];
     let rest = rest.replacen("\"layout\":1", &format!("\"layout\":{layout}"), 1);
     let sum = xxhash_rust::xxh64::xxh64(rest.as_bytes(), 0);
     // Another file, as a release that folds a journal makes one.
     std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, format!("{{\"sum\":\"{sum:016x}\",{rest}\n")).unwrap();
+    std::fs::write(&path, format!("{{\"sum\":\"{sum:016x}\",{rest}\n{state}")).unwrap();
 }
 
 /// A small disk of our own, which only root can mount.
