@@ -24,7 +24,7 @@ pub use engine::{
     StoppedReason, Ticket,
 };
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
-pub use model::{DUE_MAX, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
+pub use model::{DUE_MAX, Effects, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
     CHECKPOINT_BYTES_MAX, ClusterSettings, Declared, DynamicWorkloads, Holder, NodeInfo, NodeWish, Offer,

@@ -47,11 +47,14 @@ pub(super) struct ChangeIndex {
     tombstones: BTreeSet<Revision>,
     tombstones_max: usize,
     floor: Revision,
+    /// The keys that were touched since they were last taken; nothing unless somebody wants to know.
+    touched: Option<BTreeSet<Key>>,
 }
 
 impl ChangeIndex {
-    pub(super) fn new(tombstones_max: usize) -> Self {
+    pub(super) fn new(tombstones_max: usize, recording: bool) -> Self {
         Self {
+            touched: recording.then(BTreeSet::new),
             keys: BTreeMap::new(),
             latest: BTreeMap::new(),
             tombstones: BTreeSet::new(),
@@ -78,7 +81,58 @@ impl ChangeIndex {
         }
     }
 
+    /// Notes that something about the key has changed which has no revision.
+    pub(super) fn touched(&mut self, key: Key) {
+        if let Some(touched) = &mut self.touched {
+            touched.insert(key);
+        }
+    }
+
+    /// The keys that were touched since the last time.
+    pub(super) fn take_touched(&mut self) -> BTreeSet<Key> {
+        self.touched.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn floor(&self) -> Revision {
+        self.floor
+    }
+
+    /// When the key last changed; nothing if that was a deletion that is forgotten.
+    pub(super) fn revision_of(&self, key: &Key) -> Option<Revision> {
+        self.latest.get(key).copied()
+    }
+
+    /// Puts in a change that was read: of a key that exists, or of a deleted one, whose revision may be forgotten.
+    pub(super) fn restore(&mut self, key: Key, at: Option<Revision>, exists: bool) {
+        match at {
+            Some(at) => {
+                self.moved(key, at);
+                if !exists {
+                    self.tombstones.insert(at);
+                }
+            }
+            None => {
+                if let Some(before) = self.latest.remove(&key) {
+                    self.keys.remove(&before);
+                    self.tombstones.remove(&before);
+                }
+            }
+        }
+    }
+
+    /// Forgets the deletions up to this revision.
+    pub(super) fn forget_up_to(&mut self, floor: Revision) {
+        while let Some(oldest) = self.tombstones.first().copied().filter(|oldest| *oldest <= floor) {
+            self.tombstones.remove(&oldest);
+            if let Some(key) = self.keys.remove(&oldest) {
+                self.latest.remove(&key);
+            }
+        }
+        self.floor = self.floor.max(floor);
+    }
+
     fn moved(&mut self, key: Key, at: Revision) {
+        self.touched(key.clone());
         if let Some(before) = self.latest.insert(key.clone(), at) {
             self.keys.remove(&before);
             self.tombstones.remove(&before);
@@ -114,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_key_stands_in_it_once_and_old_tombstones_raise_the_floor() {
-        let mut index = ChangeIndex::new(1);
+        let mut index = ChangeIndex::new(1, false);
         index.written(slot(0), Revision(1));
         index.written(slot(1), Revision(2));
         index.written(slot(0), Revision(3));

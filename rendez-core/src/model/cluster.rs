@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::change_index::{ChangeIndex, Key};
 use super::{ANCESTORS_MAX, Hints, TOKEN_MAX};
 use crate::store::{Actor, Decision, Surroundings};
@@ -21,7 +23,7 @@ pub(super) struct Session {
 }
 
 /// A time in which nothing is granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Quiet {
     pub(super) from: StoreTime,
     pub(super) lasts: Duration,
@@ -51,7 +53,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn new(generation: Generation, history: u64, tombstones_max: usize) -> Self {
+    pub(super) fn new(generation: Generation, history: u64, tombstones_max: usize, recording: bool) -> Self {
         Self {
             generation,
             ancestors: VecDeque::new(),
@@ -65,7 +67,7 @@ impl Cluster {
             by_node: BTreeMap::new(),
             slots: BTreeMap::new(),
             records: BTreeMap::new(),
-            index: ChangeIndex::new(tombstones_max),
+            index: ChangeIndex::new(tombstones_max, recording),
         }
     }
 
@@ -145,7 +147,41 @@ impl Cluster {
             self.by_expiry.remove(&(session.expires_at, id));
             session.expires_at = now + session.record.ttl;
             self.by_expiry.insert((session.expires_at, id));
+            self.index.touched(Key::Session(id));
         }
+    }
+
+    /// Puts in a session that was read: a new one, or a new state of one that is known.
+    pub(super) fn restore_session(&mut self, id: SessionId, mut session: Session) {
+        if let Some(before) = self.sessions.remove(&id) {
+            self.by_expiry.remove(&(before.expires_at, id));
+            session.held = before.held;
+        }
+        self.by_expiry.insert((session.expires_at, id));
+        self.by_node.insert(session.record.info.node.clone(), id);
+        self.index.restore(Key::Session(id), Some(session.record.revision), true);
+        self.sessions.insert(id, session);
+    }
+
+    /// Moves a session's end as it was read.
+    pub(super) fn restore_expiry(&mut self, id: SessionId, expires_at: StoreTime) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            self.by_expiry.remove(&(session.expires_at, id));
+            session.expires_at = expires_at;
+            self.by_expiry.insert((expires_at, id));
+        }
+    }
+
+    /// Takes out a session whose end was read.
+    pub(super) fn forget_session(&mut self, id: SessionId, at: Option<Revision>) {
+        if let Some(session) = self.sessions.remove(&id) {
+            self.by_expiry.remove(&(session.expires_at, id));
+            // Another session of the node may have taken its place.
+            if self.by_node.get(&session.record.info.node) == Some(&id) {
+                self.by_node.remove(&session.record.info.node);
+            }
+        }
+        self.index.restore(Key::Session(id), at, false);
     }
 
     pub(super) fn session_of(&self, node: &NodeId) -> Option<SessionId> {
@@ -159,10 +195,15 @@ impl Cluster {
 
     // --- slots ---
 
-    /// Writes a slot's record under a fresh revision, and keeps up what its old and its new holder hold.
+    /// Writes a slot's record under a fresh revision.
     pub(super) fn write_slot(&mut self, slot: &Slot, mut record: SlotRecord) {
         record.revision = self.next_revision();
         self.index.written(Key::Slot(slot.clone()), record.revision);
+        self.put_slot(slot, record);
+    }
+
+    /// Puts a slot's record in, whose revision is noted already, and keeps up what its old and its new holder hold.
+    pub(super) fn put_slot(&mut self, slot: &Slot, record: SlotRecord) {
         self.token = self.token.max(record.token);
         let (token, holder) = (record.token, record.holder.as_ref().map(|holder| holder.session));
         let before = self.slots.insert(slot.clone(), record);
@@ -198,6 +239,7 @@ impl Cluster {
             Decision::Checkpoint(checkpoint) => {
                 if let Some(record) = self.slots.get_mut(slot) {
                     record.checkpoint = Some(checkpoint);
+                    self.index.touched(Key::Slot(slot.clone()));
                 }
             }
             Decision::Write(record, hint) => {

@@ -17,6 +17,7 @@
 
 mod change_index;
 mod cluster;
+mod effects;
 mod hints;
 #[cfg(test)]
 mod properties;
@@ -29,6 +30,8 @@ use std::time::Duration;
 use crate::store::Actor;
 use change_index::Key;
 use cluster::{Cluster, Quiet, Session};
+pub use effects::Effects;
+use effects::Frame;
 use hints::Hints;
 
 use crate::{
@@ -82,13 +85,15 @@ pub struct StoreModel {
     capabilities: Capabilities,
     server: Server,
     hints: Hints,
+    /// What the effects that were last taken say beside the records.
+    taken: Frame,
 }
 
 impl StoreModel {
     /// An empty store. Stores with different seeds draw different generations.
     #[must_use]
     pub fn new(seed: u64, capabilities: Capabilities) -> Self {
-        Self { capabilities, server: Server::new(seed), hints: Hints::default() }
+        Self { capabilities, server: Server::new(seed), hints: Hints::default(), taken: Frame::default() }
     }
 
     /// The same store, empty, with room for this many deleted keys: who asks for changes from before the oldest of
@@ -321,6 +326,7 @@ impl StoreModel {
     /// All data are gone and nobody says so: an accidental flush, or a restart without a disk.
     pub fn lose_everything(&mut self) {
         self.server.cluster = None;
+        self.taken = Frame::default();
     }
 
     /// The server goes on in a new history with the data that it has: after a restart or a failover, writes that were
@@ -411,13 +417,15 @@ struct Server {
     /// The server's own name for the life of its data. The cluster keeps the one that it was last written in.
     history: u64,
     tombstones_max: usize,
+    /// Whether changes are noted so that their effects can be taken.
+    recording: bool,
     cluster: Option<Cluster>,
 }
 
 impl Server {
     fn new(seed: u64) -> Self {
         let mut random = SplitMix64(seed);
-        Self { history: random.draw(), random, tombstones_max: TOMBSTONES_MAX, cluster: None }
+        Self { history: random.draw(), random, tombstones_max: TOMBSTONES_MAX, recording: false, cluster: None }
     }
 
     /// What every request begins with: find out whether data were lost, take in what the node reports, and remove
@@ -432,9 +440,9 @@ impl Server {
             return Err(fatal(format!("the reported token {} cannot be: the last one is {TOKEN_MAX}", known.token)));
         }
         let (random, history) = (&mut self.random, self.history);
-        let fresh = self.cluster.is_none();
+        let (fresh, tombstones_max, recording) = (self.cluster.is_none(), self.tombstones_max, self.recording);
         let cluster =
-            self.cluster.get_or_insert_with(|| Cluster::new(random.generation(), history, self.tombstones_max));
+            self.cluster.get_or_insert_with(|| Cluster::new(random.generation(), history, tombstones_max, recording));
         let foreign = known.generation.filter(|reported| *reported != cluster.generation);
         let unheard = foreign.is_some_and(|reported| !cluster.ancestors.contains(&reported));
         cluster.token = cluster.token.max(known.token);

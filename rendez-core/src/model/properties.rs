@@ -96,6 +96,8 @@ fn known(store: &StoreModel) -> Known {
 /// The store, and all that was ever seen of it.
 struct History {
     store: StoreModel,
+    /// Knows of the store only what its effects tell.
+    follower: StoreModel,
     now: StoreTime,
     operations: u128,
     sessions: Vec<SessionId>,
@@ -122,7 +124,8 @@ impl History {
         let mut capabilities = Capabilities::strict("model");
         capabilities.changes_max = 4;
         Self {
-            store: StoreModel::new(7, capabilities).with_tombstones_max(3),
+            store: StoreModel::new(7, capabilities.clone()).with_tombstones_max(3).recording(),
+            follower: StoreModel::new(8, capabilities).with_tombstones_max(3).recording(),
             now: StoreTime::from_micros(1_000_000_000),
             operations: 0,
             sessions: Vec::new(),
@@ -258,9 +261,33 @@ impl History {
                 }
             }
         }
+        match step {
+            // Effects cannot say that.
+            Step::LoseEverything | Step::RollBack => {
+                let _ = self.store.take_effects();
+                self.follower = self.store.clone();
+            }
+            _ => self.follow(),
+        }
         if self.operations.is_multiple_of(16) {
             self.backups.push(self.store.clone());
         }
+    }
+
+    /// The effects, written and read again, bring a follower to the same state; so does the whole, from nothing.
+    fn follow(&mut self) {
+        let effects = self.store.take_effects();
+        let text = serde_json::to_string(&effects).unwrap();
+        self.follower.apply(serde_json::from_str(&text).unwrap());
+        assert_eq!(self.follower.server.cluster, self.store.server.cluster, "{text}");
+        assert!(self.store.take_effects().is_empty() && self.follower.take_effects().is_empty());
+        if effects.is_empty() {
+            return;
+        }
+        let whole = serde_json::to_string(&self.store.whole()).unwrap();
+        let mut fresh = StoreModel::new(9, self.store.capabilities().clone()).with_tombstones_max(3).recording();
+        fresh.apply(serde_json::from_str(&whole).unwrap());
+        assert_eq!(fresh.server.cluster, self.store.server.cluster, "{whole}");
     }
 
     fn send(&mut self, request: &Request) {
