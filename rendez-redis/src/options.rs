@@ -21,9 +21,9 @@ pub struct RedisOptions {
     pub replica_lag_max: Duration,
     /// How many replicas must have a write before it counts as done; default none.
     pub min_replicas: u32,
-    /// How long to wait for them; after that the outcome is unknown. Default 250 ms; must be below
-    /// `operation_timeout`.
-    pub acknowledge_timeout: Duration,
+    /// How long to wait for them; after that the outcome is unknown. Must be below `operation_timeout`; half of that
+    /// unless set.
+    pub acknowledge_timeout: Option<Duration>,
     /// User and password, where they shall not stand in the URL. They win over the URL's.
     pub username: Option<String>,
     /// See `username`.
@@ -62,7 +62,7 @@ impl Default for RedisOptions {
             connect_timeout: Duration::from_secs(2),
             replica_lag_max: Duration::from_secs(3),
             min_replicas: 0,
-            acknowledge_timeout: Duration::from_millis(250),
+            acknowledge_timeout: None,
             username: None,
             password: None,
             sentinel_username: None,
@@ -99,6 +99,7 @@ impl RedisOptions {
             let time = value.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
             time.ok_or_else(|| wrong("write a time, for example 250ms"))
         };
+        let file = || std::fs::read(value).map_err(|error| wrong("the file cannot be read").with_source(error));
         match key {
             "prefix" => value.clone_into(&mut self.prefix),
             "username" => self.username = Some(value.to_owned()),
@@ -106,17 +107,28 @@ impl RedisOptions {
             "sentinel_username" => self.sentinel_username = Some(value.to_owned()),
             "sentinel_password" => self.sentinel_password = Some(value.to_owned()),
             "min_replicas" => self.min_replicas = value.parse().map_err(|_| wrong("write a number"))?,
-            "acknowledge_timeout" => self.acknowledge_timeout = time()?,
+            "acknowledge_timeout" => self.acknowledge_timeout = Some(time()?),
             "replica_lag_max" => self.replica_lag_max = time()?,
+            "operation_timeout" => self.operation_timeout = time()?,
             "connect_timeout" => self.connect_timeout = time()?,
+            "tls_authorities_file" => self.tls.get_or_insert_default().authorities = Some(file()?),
+            "tls_certificate_file" => {
+                self.tls.get_or_insert_default().client.get_or_insert_default().0 = file()?;
+            }
+            "tls_key_file" => self.tls.get_or_insert_default().client.get_or_insert_default().1 = file()?,
             _ => {
                 return Err(wrong(
                     "there is no such option: use prefix, username, password, sentinel_username, sentinel_password, \
-                     min_replicas, acknowledge_timeout, replica_lag_max or connect_timeout",
+                     min_replicas, acknowledge_timeout, replica_lag_max, operation_timeout, connect_timeout, \
+                     tls_authorities_file, tls_certificate_file or tls_key_file",
                 ));
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn acknowledge_within(&self) -> Duration {
+        self.acknowledge_timeout.unwrap_or(self.operation_timeout / 2)
     }
 
     pub(crate) fn check(&self) -> Result<(), StoreError> {
@@ -126,10 +138,11 @@ impl RedisOptions {
         if self.operation_timeout.is_zero() || self.connect_timeout.is_zero() {
             return Err(fatal("the timeouts of the Redis store must not be zero"));
         }
-        if self.min_replicas > 0 && self.acknowledge_timeout >= self.operation_timeout {
+        let acknowledge_timeout = self.acknowledge_within();
+        if self.min_replicas > 0 && acknowledge_timeout >= self.operation_timeout {
             return Err(fatal(format!(
-                "acknowledge_timeout ({:?}) must be below operation_timeout ({:?})",
-                self.acknowledge_timeout, self.operation_timeout
+                "acknowledge_timeout ({acknowledge_timeout:?}) must be below operation_timeout ({:?})",
+                self.operation_timeout
             )));
         }
         Ok(())

@@ -93,7 +93,7 @@ impl RedisStore {
         ];
         all.extend(arguments);
 
-        let replicas = (options.min_replicas > 0).then_some((options.min_replicas, options.acknowledge_timeout));
+        let replicas = (options.min_replicas > 0).then_some((options.min_replicas, options.acknowledge_within()));
         let limit = options.operation_timeout;
         // The connection that was in use when time ran out.
         let mut epoch = None;
@@ -130,7 +130,9 @@ impl RedisStore {
                 ErrorKind::Ambiguous,
                 format!(
                     "Redis at {}: {have} of {} replicas have what was written within {:?}",
-                    self.connector.name, options.min_replicas, options.acknowledge_timeout
+                    self.connector.name,
+                    options.min_replicas,
+                    options.acknowledge_within()
                 ),
             ));
         }

@@ -310,7 +310,7 @@ async fn a_write_counts_when_a_replica_has_it() {
     let mut replica = server.start_replica().await.unwrap();
     let mut options = options();
     options.min_replicas = 1;
-    options.acknowledge_timeout = millis(1500);
+    options.acknowledge_timeout = Some(millis(1500));
     let world = World::on(RedisStore::connect(&server.url(), options.clone()).await.unwrap());
     assert_eq!(world.store.capabilities().fencing, Fencing::Acknowledged);
     round(&world).await;
@@ -403,7 +403,7 @@ async fn a_redis_cluster_and_its_failover() {
     // Acknowledged writes are routed to the same server.
     let mut options = options();
     options.min_replicas = 1;
-    options.acknowledge_timeout = millis(1500);
+    options.acknowledge_timeout = Some(millis(1500));
     let store = RedisStore::connect(&redis.url(), options).await.unwrap();
     for i in 0..8 {
         let mut world = World::on(store.clone());

@@ -49,7 +49,10 @@
 //!
 //! # Features
 //!
-//! - `redis`: the store for Redis and Valkey, as `rendez::redis`. [`MemoryStore`] is always there.
+//! - `redis`: the store for Redis and Valkey, as `rendez::redis`.
+//! - `file`: the store in a folder of one host, as `rendez::file`.
+//!
+//! [`MemoryStore`] is always there.
 //!
 //! Where to look next: [`Coordinator::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
 //!
@@ -70,6 +73,8 @@ mod runner;
 mod store_url;
 
 pub use rendez_core as core;
+#[cfg(feature = "file")]
+pub use rendez_file as file;
 #[cfg(feature = "redis")]
 pub use rendez_redis as redis;
 

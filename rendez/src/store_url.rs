@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use crate::MemoryStore;
 /// | --- | --- | --- |
 /// | `memory:` | [`MemoryStore`], new and empty: for one process alone | |
 /// | `redis://`, `rediss://`, `redis-sentinel://`, `rediss-sentinel://`, `redis-cluster://`, `rediss-cluster://` | Redis | `redis` |
+/// | `file:` | a folder of this host | `file` |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), rendez::StoreError> {
@@ -30,42 +33,96 @@ use crate::MemoryStore;
 #[derive(Clone)]
 pub struct StoreUrl {
     url: String,
-    options: BTreeMap<String, String>,
-    kind: Kind,
+    options: Options,
+    store: Store,
 }
 
 impl fmt::Debug for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreUrl").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("StoreUrl").field("store", &self.store.name).finish_non_exhaustive()
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Memory,
-    Redis,
+type Options = BTreeMap<String, String>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn LeaseStore>, StoreError>> + Send>>;
+
+/// A store that this program was built with.
+#[derive(Clone, Copy)]
+struct Store {
+    name: &'static str,
+    /// Whether the options can be.
+    check: fn(&Options) -> Result<(), StoreError>,
+    /// Connects to an address with these options and this operation timeout, where they say no other.
+    connect: fn(String, Options, Duration) -> Connecting,
 }
 
-/// How an address begins, which store that is, and the feature that brings it.
-const SCHEMES: &[(&str, Kind, &str)] = &[
-    ("memory:", Kind::Memory, ""),
-    ("redis://", Kind::Redis, "redis"),
-    ("rediss://", Kind::Redis, "redis"),
-    ("redis-sentinel://", Kind::Redis, "redis"),
-    ("rediss-sentinel://", Kind::Redis, "redis"),
-    ("redis-cluster://", Kind::Redis, "redis"),
-    ("rediss-cluster://", Kind::Redis, "redis"),
-];
+/// A store, how its addresses begin, and itself if its feature is on.
+struct Scheme {
+    feature: &'static str,
+    prefixes: &'static [&'static str],
+    store: Option<Store>,
+}
 
-impl Kind {
-    /// Whether the program was built with it.
-    fn is_built(self) -> bool {
-        match self {
-            Self::Memory => true,
-            Self::Redis => cfg!(feature = "redis"),
+/// What a store's crate brings: a type of options with `set` and the field `operation_timeout`, and a store with `connect`.
+#[cfg_attr(not(any(feature = "redis", feature = "file")), allow(unused_macros))]
+macro_rules! store_of {
+    ($name:literal, $store:path, $options:path) => {{
+        fn options(texts: &Options, operation_timeout: Duration) -> Result<$options, StoreError> {
+            let mut options = <$options>::default();
+            options.operation_timeout = operation_timeout;
+            texts.iter().try_for_each(|(key, value)| options.set(key, value))?;
+            Ok(options)
         }
-    }
+        Some(Store {
+            name: $name,
+            check: |texts| options(texts, Duration::from_secs(1)).map(drop),
+            connect: |url, texts, operation_timeout| {
+                Box::pin(async move {
+                    let store = <$store>::connect(&url, options(&texts, operation_timeout)?).await?;
+                    Ok(Arc::new(store) as Arc<dyn LeaseStore>)
+                })
+            },
+        })
+    }};
 }
+
+fn schemes() -> [Scheme; 3] {
+    [
+        Scheme { feature: "", prefixes: &["memory:"], store: Some(MEMORY) },
+        Scheme {
+            feature: "redis",
+            prefixes: &[
+                "redis://",
+                "rediss://",
+                "redis-sentinel://",
+                "rediss-sentinel://",
+                "redis-cluster://",
+                "rediss-cluster://",
+            ],
+            #[cfg(feature = "redis")]
+            store: store_of!("redis", rendez_redis::RedisStore, rendez_redis::RedisOptions),
+            #[cfg(not(feature = "redis"))]
+            store: None,
+        },
+        Scheme {
+            feature: "file",
+            prefixes: &["file:"],
+            #[cfg(feature = "file")]
+            store: store_of!("file", rendez_file::FileStore, rendez_file::FileOptions),
+            #[cfg(not(feature = "file"))]
+            store: None,
+        },
+    ]
+}
+
+const MEMORY: Store = Store {
+    name: "memory",
+    check: |texts| match texts.keys().next() {
+        Some(key) => Err(fatal(format!("the memory store has no options, so not {key:?} either"))),
+        None => Ok(()),
+    },
+    connect: |_, _, _| Box::pin(async { Ok(Arc::new(MemoryStore::new()) as Arc<dyn LeaseStore>) }),
+};
 
 impl StoreUrl {
     /// Takes the address of a store, without options.
@@ -74,17 +131,20 @@ impl StoreUrl {
     /// [`ErrorKind::Fatal`] for an address that begins like none, or like one whose feature is missing in this
     /// program. No message holds the address.
     pub fn parse(url: &str) -> Result<Self, StoreError> {
-        let Some((_, kind, feature)) = SCHEMES.iter().find(|(scheme, ..)| url.starts_with(scheme)) else {
-            let usable: Vec<&str> =
-                SCHEMES.iter().filter(|(_, kind, _)| kind.is_built()).map(|(scheme, ..)| *scheme).collect();
+        let schemes = schemes();
+        let Some(scheme) = schemes.iter().find(|scheme| scheme.prefixes.iter().any(|prefix| url.starts_with(prefix)))
+        else {
+            let built = schemes.iter().filter(|scheme| scheme.store.is_some());
+            let usable: Vec<&str> = built.flat_map(|scheme| scheme.prefixes).copied().collect();
             return Err(fatal(format!("this is no store that can be used here: begin with {}", usable.join(", "))));
         };
-        if !kind.is_built() {
+        let Some(store) = scheme.store else {
+            let feature = scheme.feature;
             return Err(fatal(format!(
                 "this program was built without that store: build it with the feature {feature}"
             )));
-        }
-        Ok(Self { url: url.to_owned(), options: BTreeMap::new(), kind: *kind })
+        };
+        Ok(Self { url: url.to_owned(), options: Options::new(), store })
     }
 
     /// Adds options by name, as the store's page lists them; times as `250ms`.
@@ -94,23 +154,14 @@ impl StoreUrl {
     /// holds a value, for it may be a password.
     pub fn with_options(mut self, options: &BTreeMap<String, String>) -> Result<Self, StoreError> {
         self.options.extend(options.iter().map(|(key, value)| (key.clone(), value.clone())));
-        match self.kind {
-            Kind::Memory => match self.options.keys().next() {
-                Some(key) => Err(fatal(format!("store option {key}: the memory store has no options"))),
-                None => Ok(self),
-            },
-            Kind::Redis => {
-                #[cfg(feature = "redis")]
-                self.redis(Duration::from_secs(1), Duration::from_secs(1))?;
-                Ok(self)
-            }
-        }
+        (self.store.check)(&self.options)?;
+        Ok(self)
     }
 
     /// Whether other processes can reach the same store.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.kind != Kind::Memory
+        self.store.name != MEMORY.name
     }
 
     /// Connects, once. `operation_timeout` is that of each later request: the one of [`Timing`](crate::Timing).
@@ -118,39 +169,18 @@ impl StoreUrl {
     /// Cancelling it leaves nothing behind.
     ///
     /// # Errors
-    /// Those of the store: [`ErrorKind::Fatal`] for what cannot work, [`ErrorKind::Transient`] where it does not answer.
+    /// Those of the store: [`ErrorKind::Fatal`] for what cannot work, [`ErrorKind::Transient`] where it does not answer
+    /// within `connect_timeout`.
     pub async fn connect(
         &self,
         operation_timeout: Duration,
         connect_timeout: Duration,
     ) -> Result<Arc<dyn LeaseStore>, StoreError> {
-        #[cfg(not(feature = "redis"))]
-        let _ = (operation_timeout, connect_timeout);
-        match self.kind {
-            Kind::Memory => Ok(Arc::new(MemoryStore::new())),
-            #[cfg(feature = "redis")]
-            Kind::Redis => {
-                let options = self.redis(operation_timeout, connect_timeout)?;
-                Ok(Arc::new(rendez_redis::RedisStore::connect(&self.url, options).await?))
-            }
-            #[cfg(not(feature = "redis"))]
-            Kind::Redis => Err(fatal("this program was built without the feature redis")),
-        }
-    }
-
-    #[cfg(feature = "redis")]
-    fn redis(
-        &self,
-        operation_timeout: Duration,
-        connect_timeout: Duration,
-    ) -> Result<rendez_redis::RedisOptions, StoreError> {
-        let mut redis = rendez_redis::RedisOptions::default();
-        redis.operation_timeout = operation_timeout;
-        redis.connect_timeout = redis.connect_timeout.min(connect_timeout);
-        // Short sessions have short timeouts; what was not chosen must not be what refuses them.
-        redis.acknowledge_timeout = redis.acknowledge_timeout.min(operation_timeout / 2);
-        self.options.iter().try_for_each(|(key, value)| redis.set(key, value))?;
-        Ok(redis)
+        let connecting = (self.store.connect)(self.url.clone(), self.options.clone(), operation_timeout);
+        tokio::time::timeout(connect_timeout, connecting).await.unwrap_or_else(|_| {
+            let name = self.store.name;
+            Err(StoreError::new(ErrorKind::Transient, format!("no answer from {name} within {connect_timeout:?}")))
+        })
     }
 }
 
@@ -164,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_refused_without_its_text() {
-        for url in ["", "redis", "http://secret@host", "etcd:/secret", "memory"] {
+        for url in ["", "redis", "http://secret@host", "etc:/secret", "memory"] {
             let said = StoreUrl::parse(url).unwrap_err().to_string();
             assert!(said.contains("begin with memory:") && !said.contains("secret"), "{said}");
         }
@@ -173,23 +203,35 @@ mod tests {
         assert!(said.contains("prefix") && !said.contains("secret"), "{said}");
     }
 
-    #[cfg(feature = "redis")]
     #[test]
-    fn options_are_the_stores() {
-        let with = |key: &str, value: &str| {
-            let options = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-            StoreUrl::parse("redis://h").unwrap().with_options(&options).map_err(|error| error.to_string())
-        };
-        assert!(with("prefix", "mine").is_ok());
-        let said = with("secret", "secret-value").unwrap_err();
-        assert!(said.contains("min_replicas") && !said.contains("secret-value"), "{said}");
-        let said = with("replica_lag_max", "soon").unwrap_err();
-        assert!(said.contains("250ms") && !said.contains("soon"), "{said}");
+    fn a_store_is_there_with_its_feature_and_is_asked_for_by_its_name_without() {
+        for scheme in schemes() {
+            for prefix in scheme.prefixes {
+                match (StoreUrl::parse(&format!("{prefix}x")), scheme.store) {
+                    (Ok(url), Some(store)) => {
+                        assert_eq!((url.store.name, url.is_shared()), (store.name, store.name != "memory"));
+                    }
+                    (Err(error), None) => assert!(error.message().ends_with(scheme.feature), "{error}"),
+                    (Ok(_), None) | (Err(_), Some(_)) => panic!("{prefix}"),
+                }
+            }
+        }
     }
 
-    #[cfg(not(feature = "redis"))]
     #[test]
-    fn a_store_that_was_not_built_in_names_its_feature() {
-        assert!(StoreUrl::parse("redis://h").unwrap_err().to_string().contains("feature redis"));
+    fn options_are_the_stores_and_their_values_are_never_said() {
+        for scheme in schemes() {
+            let Some(store) = scheme.store.filter(|store| store.name != "memory") else { continue };
+            let url = StoreUrl::parse(&format!("{}x", scheme.prefixes[0])).unwrap();
+            let with = |key: &str, value: &str| {
+                let options = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+                url.clone().with_options(&options).map(drop).map_err(|error| error.to_string())
+            };
+            assert_eq!(with("operation_timeout", "250ms"), Ok(()), "{}", store.name);
+            let said = with("secret", "secret-value").unwrap_err();
+            assert!(said.contains("operation_timeout") && !said.contains("secret-value"), "{said}");
+            let said = with("operation_timeout", "soon").unwrap_err();
+            assert!(said.contains("for example") && !said.contains("soon"), "{said}");
+        }
     }
 }

@@ -58,6 +58,7 @@ macro_rules! on_each_store {
 
 on_each_store! {
     redis: Redis,
+    file: File,
 }
 
 async fn nodes_share_and_take_over_and_hand_over(store: StoreKind) {
