@@ -3,12 +3,13 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
-use crate::{Failure, run, servers};
+use crate::{Failure, conformance, run, servers};
 
 /// The servers that tests share. A test that stops, fills or wipes a server starts its own.
 const SHARED: &[&str] = &["redis", "redis-sentinel", "redis-cluster", "etcd", "postgres"];
 
-/// Installs what is missing and runs all tests; the last thing printed is the test runner's own summary.
+/// Installs what is missing, says which cases the stores are put through, and runs all tests; the last thing printed is
+/// the test runner's own summary.
 pub(crate) fn test(arguments: &[&str]) -> Result<(), Failure> {
     servers::ensure()?;
     let tests = ["--workspace", "--all-features"];
@@ -16,6 +17,7 @@ pub(crate) fn test(arguments: &[&str]) -> Result<(), Failure> {
     // Documentation tests first: the runner of the others cannot run them, and its summary is to come last.
     // Should they fail, the others are run all the same: one run shows everything.
     let documentation = run::step(run::cargo(&[&["test", "--doc", "--quiet"], &tests[..]].concat()));
+    println!("{}", conformance::overview()?);
     let variables = shared.variables()?;
     let with_servers = |arguments: &[&str]| {
         let mut command = run::cargo(arguments);

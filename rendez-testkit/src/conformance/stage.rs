@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rendez_core::{
     AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
@@ -10,6 +10,7 @@ use rendez_core::{
     Known, LeaseStore, NodeId, NodeInfo, OpenRequest, Opening, OperationId, Record, RecordKey, Revision, SessionId,
     SessionRecord, Slot, SlotChange, SlotRecord, SnapshotRequest, Stamp, StoreError, Sync, Versioned, Watch,
 };
+use tokio::time::Instant;
 
 use super::case::Outcome;
 use super::record::{Log, Recorder};
@@ -23,9 +24,9 @@ const TTL_LONG: Duration = Duration::from_secs(40);
 /// The TTL of sessions that end while a case waits, where the store permits it.
 const TTL_SHORT: Duration = Duration::from_millis(1000);
 /// How much later than the store declares a session's end may be seen by us: a busy machine.
-const LATENESS_MARGIN: Duration = Duration::from_secs(10);
+const LATENESS_MARGIN: Duration = Duration::from_secs(8);
 /// How long a case waits for what needs no time: a hint, a server that is back.
-pub(super) const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(15);
 
 /// A case's place. Each has its own cluster; a clone is the same place with the same handle.
 #[derive(Clone)]
@@ -110,6 +111,11 @@ impl Stage {
         Self { known, ..self.clone() }
     }
 
+    /// A fresh cluster through the same handle, to begin a case again.
+    pub(super) fn anew(&self) -> Outcome<Self> {
+        Ok(self.elsewhere(fresh_cluster()?))
+    }
+
     /// Another cluster through the same handle.
     pub(super) fn elsewhere(&self, cluster: ClusterName) -> Self {
         Self { cluster, known: Known::default(), ..self.clone() }
@@ -117,7 +123,8 @@ impl Stage {
 
     // --- times ---
 
-    fn granted(&self, ttl: Duration) -> Duration {
+    /// The TTL that the store grants where this one is wanted.
+    pub(super) fn granted(&self, ttl: Duration) -> Duration {
         let step = self.capabilities.ttl_granularity.max(Duration::from_micros(1)).as_micros();
         let ttl = ttl.clamp(self.capabilities.ttl_min, self.capabilities.ttl_max).as_micros();
         let micros = u64::try_from(ttl.div_ceil(step) * step).unwrap_or(u64::MAX);
@@ -167,6 +174,22 @@ impl Stage {
     /// A session that ends soon unless it is extended.
     pub(super) async fn open_short(&self, node: &str) -> Outcome<SessionId> {
         opened(&self.try_open(&OpenRequest { ttl: self.ttl_short(), ..self.open_request(node)? }).await?)
+    }
+
+    /// A session that ends soon, and a slot that it got meanwhile: again where this machine was too slow for that.
+    pub(super) async fn open_short_with(&self, node: &str, slot: &Slot) -> Outcome<(SessionId, FencingToken)> {
+        let mut token = self.record(slot).await?.map_or(NONE, |record| record.token);
+        for _ in 0..50 {
+            let session = self.open_short(node).await?;
+            match self.try_change(session, slot, token, acquire()).await {
+                Ok(ChangeOutcome::Done(Some(record))) => return Ok((session, record.token)),
+                Err(error) if error.kind() == ErrorKind::Lost => {
+                    token = self.record(slot).await?.map_or(NONE, |record| record.token);
+                }
+                came => return Err(Failure::new(format_args!("the slot is free, and {came:?} came"))),
+            }
+        }
+        Err(Failure::new(format_args!("sessions of {:?} end before they get a slot", self.ttl_short())))
     }
 
     /// A session that is no more.

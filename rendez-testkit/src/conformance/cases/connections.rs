@@ -1,10 +1,11 @@
 //! Connections: handles are independent, errors say what to do next, and what is back is used again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rendez_core::{
     AdminRequest, ChangeKind, ErrorKind, Record, RecordKey, SnapshotRequest, StoreError, WorkloadRecord,
 };
+use tokio::time::Instant;
 
 use super::super::case::{Outcome, cases, ensure, ensure_eq};
 use super::super::stage::{NONE, SOON, Stage, View, acquire, kind, opened, operation, release, slot, transfer};
@@ -254,7 +255,7 @@ async fn an_unfit_server_is_refused_at_the_start(stage: Stage) -> Outcome {
 async fn the_least_rights_do_everything(stage: Stage) -> Outcome {
     let store = stage.server().await?.connect(Access::LeastRights).await?;
     let stage = stage.through(store);
-    let (a, b, at) = (stage.open("a").await?, stage.open_short("b").await?, slot(0)?);
+    let (a, b, at) = (stage.open("a").await?, stage.open("b").await?, slot(0)?);
     drop(stage.watch().await?);
     let token = stage.acquire(a, &at, NONE).await?;
     let offer = stage.offered(a, b, &at, token).await?;
@@ -268,7 +269,8 @@ async fn the_least_rights_do_everything(stage: Stage) -> Outcome {
     stage.put(key, None, None).await?;
     let token = stage.acquire(a, &slot(1)?, NONE).await?;
     stage.administer(&AdminRequest::ForceRelease { slot: slot(1)?, token, now: true }).await?;
-    stage.wait_for_end(b, Instant::now() + stage.ttl_short()).await?;
+    let c = stage.open_short("c").await?;
+    stage.wait_for_end(c, Instant::now() + stage.ttl_short()).await?;
     stage.sync(a, &stamp, 512, &mut view).await?;
     ensure_eq!(view, stage.view().await?, "what the changes tell, and what is");
     stage.close(a).await

@@ -1,12 +1,13 @@
 //! When data were lost, or may have been: nothing is granted until whoever held it has ended, and who runs stays.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rendez_core::{
     Beat, ChangeKind, ClusterSettings, Conflict, ErrorKind, Fencing, FencingToken, Generation, Known, NodeInfo,
     OpenRequest, SessionId, Stamp, StoreError, TOKEN_FLOOR_STEP,
 };
+use tokio::time::Instant;
 
 use super::super::Failure;
 use super::super::case::{Outcome, cases, ensure, ensure_eq};
@@ -27,6 +28,9 @@ cases! { "losses";
     tokens_rise_across_a_failover [FailOver],
 }
 
+/// The TTL of sessions in clusters that lose their data, where the store permits it: short, so that the quiet time is,
+/// and long enough that a slow machine loses none.
+const TTL: Duration = Duration::from_secs(3);
 /// A second is added to every quiet time.
 const MARGIN: Duration = Duration::from_secs(1);
 /// Rounding of times to what a store counts in.
@@ -34,14 +38,14 @@ const ROUNDING: Duration = Duration::from_millis(2);
 
 /// A cluster of short sessions, so that its quiet time is short.
 async fn open_in_short(stage: &Stage, node: &str) -> Outcome<SessionId> {
-    let ttl = stage.ttl_short();
+    let ttl = stage.granted(TTL);
     let info = NodeInfo::new(name(node)?, ClusterSettings::new(ttl));
     opened(&stage.try_open(&OpenRequest { ttl, info: Arc::new(info), ..stage.open_request(node)? }).await?)
 }
 
 /// The same stage, which remembers this much.
 fn knowing(stage: &Stage, generation: Generation, token: FencingToken) -> Stage {
-    stage.knowing(Known { generation: Some(generation), token, session_ttl_max: stage.ttl_short() })
+    stage.knowing(Known { generation: Some(generation), token, session_ttl_max: stage.granted(TTL) })
 }
 
 fn foreign() -> Generation {
@@ -109,7 +113,7 @@ async fn wait_out(stage: &Stage, session: SessionId) -> Outcome {
             return Ok(());
         }
         ensure!(started.elapsed() < SOON + stamp.quiet, "the quiet time does not end: {stamp:?}");
-        tokio::time::sleep(Duration::from_millis(50).min(stage.ttl_short() / 10)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rendez_core::{
     ClusterSettings, ErrorKind, OpenRequest, Opening, PROTOCOL_VERSION, Record, RecordKey, SessionId, UNITS_MAX,
 };
+use tokio::time::Instant;
 
 use super::super::Failure;
 use super::super::case::{Outcome, cases, ensure, ensure_eq};

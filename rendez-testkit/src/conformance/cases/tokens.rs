@@ -1,8 +1,7 @@
 //! Tokens: they rise with every grant of a slot, for ever.
 
-use std::time::Instant;
-
 use rendez_core::{AdminRequest, ErrorKind, FencingToken, Known, Record, RecordKey, TOKEN_MAX, WorkloadRecord};
+use tokio::time::Instant;
 
 use super::super::case::{Outcome, cases, ensure, ensure_eq};
 use super::super::stage::{NONE, Stage, acquire, kind, release, slot, slot_of, transfer};
@@ -43,8 +42,7 @@ async fn they_rise_across_everything_that_happens_to_a_slot(stage: Stage) -> Out
 async fn they_rise_across_the_end_of_a_session(stage: Stage) -> Outcome {
     let at = slot(0)?;
     let b = stage.open("b").await?;
-    let a = stage.open_short("a").await?;
-    let first = stage.acquire(a, &at, NONE).await?;
+    let (a, first) = stage.open_short_with("a", &at).await?;
     stage.wait_for_end(a, Instant::now() + stage.ttl_short()).await?;
     let second = stage.acquire(b, &at, first).await?;
     ensure!(second > first, "{first}, then {second}");

@@ -1,8 +1,9 @@
 //! The watch: a hint that saves latency. Where there is none, that is said and nothing happens.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rendez_core::{AdminRequest, ChangeKind, Record, RecordKey, SessionId, Watch, WatchHint};
+use tokio::time::Instant;
 
 use super::super::Failure;
 use super::super::case::{Outcome, cases, ensure, ensure_eq};
