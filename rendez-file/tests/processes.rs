@@ -27,6 +27,7 @@ const CHECKS: Checks = &[
     ("what_a_killed_writer_was_told_is_there_and_the_rest_is_whole", kill_writers),
     ("a_stopped_holder_of_the_lock_delays_others_and_its_death_frees_them", stop_holder),
     ("stopped_writers_lose_nothing", stop_writers),
+    ("a_container_with_a_boot_time_of_its_own_has_the_same_time", time_namespace),
     ("threads_end_when_they_have_nothing_to_do", idle_threads),
 ];
 
@@ -136,8 +137,11 @@ struct Part {
 
 impl Part {
     fn start(words: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        let mut child = child.arg("child").args(words).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_with(Command::new(std::env::current_exe().unwrap()), words)
+    }
+
+    fn start_with(mut command: Command, words: &[&str]) -> Self {
+        let mut child = command.arg("child").args(words).stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&lines);
@@ -325,6 +329,27 @@ fn stop_writers(runtime: &tokio::runtime::Runtime) {
         assert!(slots[&slot].token >= token);
     }
     println!("({served} served, {delayed} delayed by a stopped holder of the lock)");
+}
+
+fn time_namespace(runtime: &tokio::runtime::Runtime) {
+    let (_place, root) = place();
+    // A day ahead: were it believed, the session would have ended.
+    let unshared = ["--time", "--boottime", "86400", "--fork", "--kill-child"];
+    let probe = Command::new("unshare").args(unshared).arg("true").output();
+    if !probe.as_ref().is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: no time namespace can be made, only root may: {probe:?}");
+        return;
+    }
+    let world = runtime.block_on(World::at(&root, options()));
+    let session = runtime.block_on(world.open_for("a", TTL_MAX));
+    let before = runtime.block_on(world.beat(session)).unwrap().stamp.now;
+    let mut command = Command::new("unshare");
+    command.args(unshared).arg(std::env::current_exe().unwrap());
+    let mut part = Part::start_with(command, &["hammer", text(&root), "b"]);
+    part.wait_for_lines(5);
+    drop(part);
+    let after = runtime.block_on(world.beat(session)).unwrap().stamp.now;
+    assert!(after.since(before) < Duration::from_secs(3600), "{before:?} {after:?}");
 }
 
 fn idle_threads(runtime: &tokio::runtime::Runtime) {
