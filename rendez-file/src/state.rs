@@ -399,7 +399,7 @@ impl State {
         }
         replica.end += self.pending.len() as u64;
         self.pending.clear();
-        if self.durable {
+        if std::mem::take(&mut self.durable) {
             // The extension of a session needs no sync: it is worth nothing once the host is down.
             sync_content(&replica.journal).map_err(|error| Failure::io("cannot sync", &path, error).or_ambiguous())?;
         }

@@ -6,13 +6,15 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rendez_core::*;
-use rendez_file::FileOptions;
+use rendez_file::{FileOptions, FileStore};
 use rustix::process::{Pid, Signal, kill_process};
 use support::*;
 
@@ -27,6 +29,7 @@ const CHECKS: Checks = &[
     ("what_a_killed_writer_was_told_is_there_and_the_rest_is_whole", kill_writers),
     ("a_stopped_holder_of_the_lock_delays_others_and_its_death_frees_them", stop_holder),
     ("stopped_writers_lose_nothing", stop_writers),
+    ("the_rights_of_the_files_are_all_that_counts", rights),
     ("a_container_with_a_boot_time_of_its_own_has_the_same_time", time_namespace),
 ];
 
@@ -39,6 +42,7 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["child", "hammer", root, node] => runtime.block_on(hammer(Path::new(root), node)),
         ["child", "turns", root, node] => runtime.block_on(turns(Path::new(root), node)),
+        ["child", "connect", root] => runtime.block_on(connect(Path::new(root))),
         ["child", "idle", root] => idle_threads(&runtime, Path::new(root)),
         ["child", "lock", root] => hold_lock(Path::new(root)),
         ["--list", ..] => {
@@ -131,6 +135,20 @@ async fn turns(root: &Path, node: &str) {
             done(world.change(session, &at, token, release()).await);
         }
     }
+}
+
+/// Says how far it gets.
+async fn connect(root: &Path) {
+    let cluster = ClusterName::new("test").unwrap();
+    let request = open_request("other");
+    let came = match FileStore::open(root, options()).await {
+        Ok(store) => store.open(&cluster, &request).await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    say(match came {
+        Ok(()) => "in".to_owned(),
+        Err(error) => format!("{:?} {error}", error.kind()),
+    });
 }
 
 fn hold_lock(root: &Path) {
@@ -344,6 +362,46 @@ fn stop_writers(runtime: &tokio::runtime::Runtime) {
         assert!(slots[&slot].token >= token);
     }
     println!("({served} served, {delayed} delayed by a stopped holder of the lock)");
+}
+
+fn rights(runtime: &tokio::runtime::Runtime) {
+    const NOBODY: u32 = 65534;
+    let (place, root) = place();
+    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    open(place.path(), 0o755);
+    // The folder that the program was built in may be closed to others.
+    let program = place.path().join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    if std::os::unix::fs::chown(&program, Some(NOBODY), Some(NOBODY)).is_err() {
+        println!("SKIPPED: only root may act as another user");
+        return;
+    }
+    let other = || {
+        let mut command = Command::new(&program);
+        command.uid(NOBODY).gid(NOBODY);
+        let (status, lines) = Part::start_with(command, &["connect", text(&root)]).end(false);
+        assert!(status.success() && lines.len() == 1, "{status} {lines:?}");
+        lines[0].clone()
+    };
+    let said = other();
+    assert!(said.starts_with("Fatal") && said.contains("cannot make"), "a parent that is not its own: {said}");
+    std::fs::create_dir(&root).unwrap();
+    std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
+    open(&root, 0o700);
+    assert_eq!(other(), "in", "a folder of its own is all it needs");
+    // Root's process beside it, and files that it may read only.
+    let world = runtime.block_on(World::at(&root, options()));
+    assert_eq!(runtime.block_on(world.snapshot(None)).1.len(), 2, "a session and the settings");
+    for path in [world.folder().join("lock"), world.folder().join("snapshot.json"), journal(&world.folder())] {
+        std::os::unix::fs::chown(&path, Some(0), Some(0)).unwrap();
+        open(&path, 0o600);
+        let said = other();
+        assert!(said.starts_with("Fatal") && said.contains("right to read, write"), "{}: {said}", path.display());
+        std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    open(&root, 0o500);
+    let said = other();
+    assert!(said.starts_with("Fatal") && said.contains("right to read, write"), "{said}");
 }
 
 fn time_namespace(runtime: &tokio::runtime::Runtime) {
