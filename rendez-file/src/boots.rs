@@ -57,8 +57,7 @@ struct World {
 
 impl World {
     async fn new(root: &Path, host: &Arc<Host>) -> Self {
-        let mut options = FileOptions::default();
-        options.operation_timeout = Duration::from_secs(20);
+        let options = FileOptions { operation_timeout: Duration::from_secs(20), ..FileOptions::default() };
         let host: Arc<dyn Clock> = Arc::<Host>::clone(host);
         let store = FileStore::with_clock(root, options, host).await.unwrap();
         Self { store, cluster: "c".parse().unwrap() }

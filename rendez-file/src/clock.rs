@@ -76,6 +76,11 @@ fn boot_id() -> std::io::Result<String> {
 
 /// Linux lets a container have a boot-time clock of its own; the difference is told in a file.
 fn namespace_offset() -> i128 {
+    // The file is about the namespace of this process's children, which may be another one than its own.
+    let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).ok();
+    if namespace("time") != namespace("time_for_children") {
+        return 0;
+    }
     let text = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
     parse_offset(&text).unwrap_or(0)
 }

@@ -22,9 +22,9 @@ use crate::errors::{Failure, at};
 use crate::files::{identity, remove, reserve, sync, sync_content, sync_folder};
 use crate::keys;
 
-/// How much disk space is set aside behind the journal's end, so that sessions can be extended when the disk is full:
-/// about 2000 heartbeats.
-const RESERVE_BYTES: u64 = 256 * 1024;
+/// How much disk space is set aside behind the journal's end, so that sessions can be extended when the disk is full. At
+/// least half of it is there when the last request was let through that needs room: about 3800 heartbeats.
+const RESERVE_BYTES: u64 = 1 << 20;
 
 /// No head of a snapshot is longer: names are short.
 const HEAD_BYTES_MAX: usize = 4096;
@@ -399,7 +399,7 @@ impl State {
         }
         replica.end += self.pending.len() as u64;
         self.pending.clear();
-        if self.durable {
+        if std::mem::take(&mut self.durable) {
             // The extension of a session needs no sync: it is worth nothing once the host is down.
             sync_content(&replica.journal).map_err(|error| Failure::io("cannot sync", &path, error).or_ambiguous())?;
         }

@@ -21,8 +21,8 @@ pub(crate) const WAITING_MAX: usize = 256;
 const BATCH_MAX: usize = 64;
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 
-/// A thread that has had nothing to do for this long ends.
-pub(crate) const IDLE_MAX: Duration = Duration::from_secs(10);
+/// A thread that has had nothing to do for this long ends, and the state in memory with it: several heartbeats of a long TTL.
+pub(crate) const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Whether a request has been begun. Who gives up waiting for it learns from this whether it may have happened.
 #[derive(Debug, Default)]

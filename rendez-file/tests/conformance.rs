@@ -55,7 +55,7 @@ impl Fixture for Folder {
     }
 
     async fn own_server(&self) -> Result<Box<dyn OwnServer>, Trouble> {
-        let place = match Disk::mount("size=4m") {
+        let place = match Disk::mount("size=8m") {
             Ok(disk) => Place::Disk(disk),
             Err(_) => Place::Folder(tempfile::tempdir()?),
         };

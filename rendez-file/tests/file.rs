@@ -395,7 +395,7 @@ fn disk(options: &str) -> Option<Disk> {
 
 #[tokio::test]
 async fn a_full_disk_throttles_what_grows_and_sessions_live_on() {
-    let Some(disk) = disk("size=2m") else { return };
+    let Some(disk) = disk("size=4m") else { return };
     let root = disk.path().join("store");
     let mut short = options();
     short.journal_bytes_max = 4096;
@@ -407,7 +407,7 @@ async fn a_full_disk_throttles_what_grows_and_sessions_live_on() {
     // What was set aside may serve for a while; then it is refused before anything is written.
     let mut refused = None;
     let mut done_since = 0;
-    for unit in 1..2000 {
+    for unit in 1..20_000 {
         let at = Slot::new("w".parse().unwrap(), unit);
         match world.changes(session, vec![(at, FencingToken::NONE, acquire())]).await {
             Ok(_) => done_since += 1,
@@ -421,7 +421,7 @@ async fn a_full_disk_throttles_what_grows_and_sessions_live_on() {
     assert_eq!(error.kind(), ErrorKind::Throttled, "{error}");
     assert!(error.message().contains("full"), "{error}");
     assert_eq!(kind(world.try_open(open_request("b")).await), ErrorKind::Throttled);
-    for _ in 0..200 {
+    for _ in 0..2000 {
         world.beat(session).await.unwrap();
     }
     // Letting go needs no room.

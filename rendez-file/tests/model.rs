@@ -473,7 +473,7 @@ fn the_file_store_answers_as_the_model_does() {
         number.set(number.get() + 1);
         runtime.block_on(async {
             let name = format!("case {}", number.get());
-            let stores = if number.get() % 2 == 0 { short.clone() } else { long.clone() };
+            let stores = if number.get().is_multiple_of(2) { short.clone() } else { long.clone() };
             let mut pair = Pair {
                 model: StoreModel::new(number.get().into(), stores[0].capabilities()),
                 stores,

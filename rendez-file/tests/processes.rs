@@ -6,13 +6,15 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rendez_core::*;
-use rendez_file::FileOptions;
+use rendez_file::{FileOptions, FileStore};
 use rustix::process::{Pid, Signal, kill_process};
 use support::*;
 
@@ -27,8 +29,12 @@ const CHECKS: Checks = &[
     ("what_a_killed_writer_was_told_is_there_and_the_rest_is_whole", kill_writers),
     ("a_stopped_holder_of_the_lock_delays_others_and_its_death_frees_them", stop_holder),
     ("stopped_writers_lose_nothing", stop_writers),
-    ("threads_end_when_they_have_nothing_to_do", idle_threads),
+    ("the_rights_of_the_files_are_all_that_counts", rights),
+    ("a_container_with_a_boot_time_of_its_own_has_the_same_time", time_namespace),
 ];
+
+/// It takes long and has a process of its own: it runs beside the others.
+const IDLE: &str = "threads_end_when_they_have_nothing_to_do";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,17 +42,31 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["child", "hammer", root, node] => runtime.block_on(hammer(Path::new(root), node)),
         ["child", "turns", root, node] => runtime.block_on(turns(Path::new(root), node)),
+        ["child", "connect", root] => runtime.block_on(connect(Path::new(root))),
+        ["child", "idle", root] => idle_threads(&runtime, Path::new(root)),
         ["child", "lock", root] => hold_lock(Path::new(root)),
-        ["--list", ..] => CHECKS.iter().for_each(|(name, _)| println!("{name}: test")),
+        ["--list", ..] => {
+            CHECKS.iter().for_each(|(name, _)| println!("{name}: test"));
+            println!("{IDLE}: test");
+        }
         _ => {
             let wanted = |name: &str| {
                 let words: Vec<_> = arguments.iter().filter(|word| !word.starts_with("--")).collect();
                 words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))
             };
+            let (_place, root) = place();
+            let idle = wanted(IDLE).then(|| Part::start(&["idle", text(&root)]));
             for (name, check) in CHECKS.iter().filter(|(name, _)| wanted(name)) {
                 print!("test {name} ... ");
                 std::io::stdout().flush().unwrap();
                 check(&runtime);
+                println!("ok");
+            }
+            if let Some(idle) = idle {
+                print!("test {IDLE} ... ");
+                std::io::stdout().flush().unwrap();
+                let (status, _) = idle.end(false);
+                assert!(status.success(), "{status}");
                 println!("ok");
             }
         }
@@ -117,6 +137,20 @@ async fn turns(root: &Path, node: &str) {
     }
 }
 
+/// Says how far it gets.
+async fn connect(root: &Path) {
+    let cluster = ClusterName::new("test").unwrap();
+    let request = open_request("other");
+    let came = match FileStore::open(root, options()).await {
+        Ok(store) => store.open(&cluster, &request).await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    say(match came {
+        Ok(()) => "in".to_owned(),
+        Err(error) => format!("{:?} {error}", error.kind()),
+    });
+}
+
 fn hold_lock(root: &Path) {
     let _lock = lock(&cluster_folder(root, "test"));
     say("locked".to_owned());
@@ -136,8 +170,11 @@ struct Part {
 
 impl Part {
     fn start(words: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        let mut child = child.arg("child").args(words).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_with(Command::new(std::env::current_exe().unwrap()), words)
+    }
+
+    fn start_with(mut command: Command, words: &[&str]) -> Self {
+        let mut child = command.arg("child").args(words).stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&lines);
@@ -327,15 +364,75 @@ fn stop_writers(runtime: &tokio::runtime::Runtime) {
     println!("({served} served, {delayed} delayed by a stopped holder of the lock)");
 }
 
-fn idle_threads(runtime: &tokio::runtime::Runtime) {
+fn rights(runtime: &tokio::runtime::Runtime) {
+    const NOBODY: u32 = 65534;
+    let (place, root) = place();
+    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    open(place.path(), 0o755);
+    // The folder that the program was built in may be closed to others.
+    let program = place.path().join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    if std::os::unix::fs::chown(&program, Some(NOBODY), Some(NOBODY)).is_err() {
+        println!("SKIPPED: only root may act as another user");
+        return;
+    }
+    let other = || {
+        let mut command = Command::new(&program);
+        command.uid(NOBODY).gid(NOBODY);
+        let (status, lines) = Part::start_with(command, &["connect", text(&root)]).end(false);
+        assert!(status.success() && lines.len() == 1, "{status} {lines:?}");
+        lines[0].clone()
+    };
+    let said = other();
+    assert!(said.starts_with("Fatal") && said.contains("cannot make"), "a parent that is not its own: {said}");
+    std::fs::create_dir(&root).unwrap();
+    std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
+    open(&root, 0o700);
+    assert_eq!(other(), "in", "a folder of its own is all it needs");
+    // Root's process beside it, and files that it may read only.
+    let world = runtime.block_on(World::at(&root, options()));
+    assert_eq!(runtime.block_on(world.snapshot(None)).1.len(), 2, "a session and the settings");
+    for path in [world.folder().join("lock"), world.folder().join("snapshot.json"), journal(&world.folder())] {
+        std::os::unix::fs::chown(&path, Some(0), Some(0)).unwrap();
+        open(&path, 0o600);
+        let said = other();
+        assert!(said.starts_with("Fatal") && said.contains("right to read, write"), "{}: {said}", path.display());
+        std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    open(&root, 0o500);
+    let said = other();
+    assert!(said.starts_with("Fatal") && said.contains("right to read, write"), "{said}");
+}
+
+fn time_namespace(runtime: &tokio::runtime::Runtime) {
     let (_place, root) = place();
+    // A day ahead: were it believed, the session would have ended.
+    let unshared = ["--time", "--boottime", "86400", "--fork", "--kill-child"];
+    let probe = Command::new("unshare").args(unshared).arg("true").output();
+    if !probe.as_ref().is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: no time namespace can be made, only root may: {probe:?}");
+        return;
+    }
+    let world = runtime.block_on(World::at(&root, options()));
+    let session = runtime.block_on(world.open_for("a", TTL_MAX));
+    let before = runtime.block_on(world.beat(session)).unwrap().stamp.now;
+    let mut command = Command::new("unshare");
+    command.args(unshared).arg(std::env::current_exe().unwrap());
+    let mut part = Part::start_with(command, &["hammer", text(&root), "b"]);
+    part.wait_for_lines(5);
+    drop(part);
+    let after = runtime.block_on(world.beat(session)).unwrap().stamp.now;
+    assert!(after.since(before) < Duration::from_secs(3600), "{before:?} {after:?}");
+}
+
+fn idle_threads(runtime: &tokio::runtime::Runtime, root: &Path) {
     let threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
         names.filter(|name| name.trim() == "rendez-file").count()
     };
     let wait_for = |count: usize| {
-        for _ in 0..3000 {
+        for _ in 0..9000 {
             if threads() == count {
                 return;
             }
@@ -344,7 +441,7 @@ fn idle_threads(runtime: &tokio::runtime::Runtime) {
         panic!("{} threads, not {count}", threads());
     };
     wait_for(0);
-    let mut world = runtime.block_on(World::at(&root, options()));
+    let mut world = runtime.block_on(World::at(root, options()));
     let session = runtime.block_on(world.open_for("a", TTL_MAX));
     for name in ["b", "c", "d"] {
         world = world.named(name);
@@ -353,7 +450,7 @@ fn idle_threads(runtime: &tokio::runtime::Runtime) {
     assert_eq!(threads(), 4, "one a cluster");
     world = world.named("test");
     // One of them goes on.
-    for _ in 0..13 {
+    for _ in 0..35 {
         runtime.block_on(world.beat(session)).unwrap();
         std::thread::sleep(Duration::from_secs(1));
     }

@@ -153,7 +153,10 @@ impl StoreModel {
     /// What has changed since the last time. A store that has forgotten everything cannot say so in effects.
     #[must_use]
     pub fn take_effects(&mut self) -> Effects {
-        let Some(cluster) = &mut self.server.cluster else { return Effects::default() };
+        let Some(cluster) = &mut self.server.cluster else {
+            self.taken = Frame::default();
+            return Effects::default();
+        };
         let touched = cluster.index.take_touched();
         let frame = Frame::of(cluster);
         let mut effects = frame.since(&self.taken);
@@ -421,6 +424,27 @@ mod tests {
             assert!(serde_json::from_str::<Effects>(&json).is_err(), "{json}");
         }
         assert!(serde_json::from_str::<Effects>(r#"{"records":[{"key":"slot w/0"}]}"#).is_err());
+    }
+
+    #[test]
+    fn after_data_were_lost_or_went_back_everything_is_new_again() {
+        let (mut full, session) = store();
+        change(&mut full, session, FencingToken::NONE, ChangeKind::Acquire { operation: OperationId::from_bits(2) });
+        let _ = full.take_effects();
+        let token = full.token();
+        let empty = StoreModel::new(1, Capabilities::strict("model")).recording();
+        let mut back = full.clone();
+        back.roll_back(&empty);
+        full.lose_everything();
+        for mut store in [full, back] {
+            // A node reports the very token that was the largest when effects were last taken.
+            let known = Known { token, ..Known::default() };
+            let look = crate::SnapshotRequest { known, session: None, cursor: None };
+            store.snapshot(at(3), &look).unwrap();
+            let mut follower = StoreModel::new(2, Capabilities::strict("model")).recording();
+            follower.apply(store.take_effects());
+            assert_eq!(follower.server.cluster, store.server.cluster);
+        }
     }
 
     #[test]

@@ -338,6 +338,7 @@ impl StoreModel {
     /// A failover to a replica that had got no further than `to`, an earlier state of this store.
     pub fn roll_back(&mut self, to: &Self) {
         self.server.cluster.clone_from(&to.server.cluster);
+        self.taken.clone_from(&to.taken);
         self.restart();
     }
 
