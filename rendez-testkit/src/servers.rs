@@ -9,8 +9,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod etcd;
+mod etcd_cluster;
 mod guarded;
+mod pgbouncer;
 mod port;
+mod postgres;
+mod postgres_programs;
+mod program;
 mod redis;
 mod redis_cluster;
 mod redis_sentinel;
@@ -18,8 +24,12 @@ mod resp;
 mod tls;
 mod wait;
 
+pub use etcd::{EtcdRight, EtcdServer, EtcdServerBuilder, EtcdVersion};
+pub use etcd_cluster::{EtcdCluster, EtcdClusterBuilder};
 pub use guarded::GuardedProcess;
+pub use pgbouncer::PgBouncer;
 pub use port::PortLease;
+pub use postgres::{PostgresServer, PostgresServerBuilder, Replication};
 pub use redis::{RedisServer, RedisServerBuilder, Restart};
 pub use redis_cluster::{RedisCluster, RedisClusterBuilder};
 pub use redis_sentinel::{RedisSentinelSet, RedisSentinelSetBuilder, Sentinel};
@@ -29,6 +39,15 @@ pub use wait::{READY_BOUND, wait_until};
 
 /// What to type where Redis is missing on Debian.
 pub const INSTALL_REDIS: &str = "apt-get install -y redis-server redis-sentinel redis-tools";
+
+/// What to type where etcd is missing on Debian.
+pub const INSTALL_ETCD: &str = "apt-get install -y etcd-server etcd-client";
+/// What to type where the newer etcd is missing: no package of Debian brings it.
+pub const INSTALL_NEWER_ETCD: &str = "cargo xtask servers";
+/// What to type where PostgreSQL is missing on Debian.
+pub const INSTALL_POSTGRES: &str = "apt-get install -y postgresql";
+/// What to type where PgBouncer is missing on Debian.
+pub const INSTALL_PGBOUNCER: &str = "apt-get install -y pgbouncer";
 
 /// Why a server could not be started, broken or asked.
 #[derive(Debug, thiserror::Error)]
@@ -128,11 +147,23 @@ mod tests {
 
     /// Compiling it is the test: everything can be awaited in a task of its own.
     #[allow(dead_code)]
-    fn futures_are_send(server: &mut RedisServer, set: &mut RedisSentinelSet, cluster: &RedisCluster) {
+    fn futures_are_send(
+        server: &mut RedisServer,
+        set: &mut RedisSentinelSet,
+        cluster: &RedisCluster,
+        etcd: &mut EtcdServer,
+        postgres: &mut PostgresServer,
+    ) {
         fn is_send<T: Send>(_: T) {}
         is_send(RedisServer::builder().start());
         is_send(RedisSentinelSet::builder().start());
         is_send(RedisCluster::builder().start());
+        is_send(EtcdServer::builder().start());
+        is_send(EtcdCluster::builder().start());
+        is_send(etcd.restart(Restart::Empty));
+        is_send(PostgresServer::builder().start());
+        is_send(postgres.restart(Restart::Empty));
+        is_send(postgres.start_replica(Replication::Synchronous));
         is_send(server.restart(Restart::Empty));
         is_send(server.start_replica());
         is_send(server.info("role"));

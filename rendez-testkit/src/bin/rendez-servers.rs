@@ -1,33 +1,48 @@
-//! Starts throw-away servers, prints their URL and their process ids, and keeps them until it is ended itself.
+//! Starts throw-away servers, prints where they are, and keeps them until it is ended itself.
 //!
-//! `rendez-servers redis | redis-sentinel | redis-cluster`
+//! With one name: the URL, then the process ids, a line each, then an empty line. With several, a line
+//! `RENDEZ_TEST_NAME_URL=url` each (`redis-cluster` becomes `REDIS_CLUSTER`), ready for the environment of tests, then
+//! an empty line.
 
 use std::process::ExitCode;
 
-use rendez_testkit::servers::{RedisCluster, RedisSentinelSet, RedisServer, ServerError};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use rendez_testkit::servers::{
+    EtcdCluster, EtcdServer, PostgresServer, RedisCluster, RedisSentinelSet, RedisServer, ServerError,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+const USAGE: &str = "usage: rendez-servers NAME...\n\
+                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres";
+
+#[derive(Debug, Clone, Copy)]
+enum Name {
+    Redis,
+    RedisSentinel,
+    RedisCluster,
+    Etcd,
+    EtcdCluster,
+    Postgres,
+}
+
+/// Some servers that run.
+enum Running {
+    Redis(RedisServer),
+    RedisSentinel(RedisSentinelSet),
+    RedisCluster(RedisCluster),
+    Etcd(EtcdServer),
+    EtcdCluster(EtcdCluster),
+    Postgres(PostgresServer),
+}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    // Before anything runs, so that no signal finds servers and no handler.
-    let (interrupt, terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-        (Err(error), _) | (_, Err(error)) => {
-            eprintln!("rendez-servers: {error}");
-            return ExitCode::FAILURE;
-        }
+    let names: Option<Vec<Name>> = words.iter().map(|word| Name::parse(word)).collect();
+    let Some(names) = names.filter(|names| !names.is_empty()) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
     };
-    let done = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["redis"] => redis(interrupt, terminate).await,
-        ["redis-sentinel"] => redis_sentinel(interrupt, terminate).await,
-        ["redis-cluster"] => redis_cluster(interrupt, terminate).await,
-        _ => {
-            eprintln!("usage: rendez-servers redis | redis-sentinel | redis-cluster");
-            return ExitCode::from(2);
-        }
-    };
-    match done {
+    match run(&words, &names).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rendez-servers: {error}");
@@ -36,39 +51,77 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn redis(interrupt: Signal, terminate: Signal) -> Result<(), ServerError> {
-    let server = RedisServer::builder().start().await?;
-    show(&server.url(), std::slice::from_ref(&server))?;
-    either(interrupt, terminate).await;
-    Ok(())
-}
-
-async fn redis_sentinel(interrupt: Signal, terminate: Signal) -> Result<(), ServerError> {
-    let set = RedisSentinelSet::builder().start().await?;
-    show(&set.url(), &set.servers)?;
-    either(interrupt, terminate).await;
-    Ok(())
-}
-
-async fn redis_cluster(interrupt: Signal, terminate: Signal) -> Result<(), ServerError> {
-    let cluster = RedisCluster::builder().start().await?;
-    show(&cluster.url(), &cluster.servers)?;
-    either(interrupt, terminate).await;
-    Ok(())
-}
-
-fn show(url: &str, servers: &[RedisServer]) -> Result<(), ServerError> {
-    println!("{url}");
-    for server in servers {
-        println!("{}", server.process_id()?);
+async fn run(words: &[String], names: &[Name]) -> Result<(), ServerError> {
+    // Before anything runs, so that no signal finds servers and no handler.
+    let handler = |kind| signal(kind).map_err(|source| ServerError::Io { what: "wait for signals".to_owned(), source });
+    let (mut interrupt, mut terminate) = (handler(SignalKind::interrupt())?, handler(SignalKind::terminate())?);
+    let mut running = Vec::new();
+    for (word, name) in words.iter().zip(names) {
+        let one = name.start().await?;
+        match names {
+            [_] => {
+                println!("{}", one.url());
+                for id in one.process_ids()? {
+                    println!("{id}");
+                }
+            }
+            _ => println!("RENDEZ_TEST_{}_URL={}", word.replace('-', "_").to_uppercase(), one.url()),
+        }
+        running.push(one);
     }
     println!();
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
     Ok(())
 }
 
-async fn either(mut one: Signal, mut other: Signal) {
-    tokio::select! {
-        _ = one.recv() => {}
-        _ = other.recv() => {}
+impl Name {
+    fn parse(word: &str) -> Option<Self> {
+        match word {
+            "redis" => Some(Self::Redis),
+            "redis-sentinel" => Some(Self::RedisSentinel),
+            "redis-cluster" => Some(Self::RedisCluster),
+            "etcd" => Some(Self::Etcd),
+            "etcd-cluster" => Some(Self::EtcdCluster),
+            "postgres" => Some(Self::Postgres),
+            _ => None,
+        }
+    }
+
+    async fn start(self) -> Result<Running, ServerError> {
+        Ok(match self {
+            Self::Redis => Running::Redis(RedisServer::builder().start().await?),
+            Self::RedisSentinel => Running::RedisSentinel(RedisSentinelSet::builder().start().await?),
+            Self::RedisCluster => Running::RedisCluster(RedisCluster::builder().start().await?),
+            Self::Etcd => Running::Etcd(EtcdServer::builder().start().await?),
+            Self::EtcdCluster => Running::EtcdCluster(EtcdCluster::builder().start().await?),
+            Self::Postgres => Running::Postgres(PostgresServer::builder().start().await?),
+        })
+    }
+}
+
+impl Running {
+    fn url(&self) -> String {
+        match self {
+            Self::Redis(server) => server.url(),
+            Self::RedisSentinel(set) => set.url(),
+            Self::RedisCluster(cluster) => cluster.url(),
+            Self::Etcd(server) => server.url(),
+            Self::EtcdCluster(cluster) => cluster.url(),
+            Self::Postgres(server) => server.url(),
+        }
+    }
+
+    fn process_ids(&self) -> Result<Vec<u32>, ServerError> {
+        match self {
+            Self::Redis(server) => Ok(vec![server.process_id()?]),
+            Self::RedisSentinel(set) => set.servers.iter().map(RedisServer::process_id).collect(),
+            Self::RedisCluster(cluster) => cluster.servers.iter().map(RedisServer::process_id).collect(),
+            Self::Etcd(server) => Ok(vec![server.process_id()?]),
+            Self::EtcdCluster(cluster) => cluster.members.iter().map(EtcdServer::process_id).collect(),
+            Self::Postgres(server) => Ok(vec![server.process_id()?]),
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
@@ -17,13 +18,36 @@ use super::ServerError;
 /// `exec` keeps the process id, so `$$` in the watching subshell is the server's. The subshell is forked twice: it
 /// is nobody's child, and the server sees no stranger when it waits for its own. `read` succeeds only if this
 /// process says that the server is dead already and that its id may belong to somebody else.
+///
+/// The server is stopped before its children are killed: it can start no other, and their ids stay theirs until it
+/// is gone too. `farewell` is run when all are dead.
 const WATCHED: &str = r#"
 exec 3<&0 </dev/null
 folder=$1
-shift
-( ( trap '' HUP INT TERM; read -r _ <&3 || { kill -9 $$; rm -rf -- "$folder"; } ) >/dev/null 2>&1 & )
+farewell=$2
+shift 2
+( ( trap '' HUP INT TERM
+    read -r _ <&3 || {
+        kill -STOP $$
+        for status in /proc/[0-9]*/status; do
+            while read -r key value; do
+                if [ "$key $value" = "PPid: $$" ]; then
+                    child=${status#/proc/}
+                    kill -9 "${child%/status}"
+                fi
+            done <"$status"
+        done
+        kill -9 $$
+        eval "$farewell"
+        rm -rf -- "$folder"
+    }
+  ) >/dev/null 2>&1 & )
 exec "$@" 3<&-
 "#;
+
+/// How long a child may take to stand still once it was told to.
+const STOP_BOUND: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(1);
 
 /// The file in a server's folder that holds what it printed.
 pub(super) const LOG: &str = "log";
@@ -45,13 +69,24 @@ impl GuardedProcess {
     /// [`ServerError::Io`] if the log cannot be written or no process started. A program that does not exist
     /// ends at once instead, with the reason in the log.
     pub fn spawn(command: &Command, folder: &Path) -> Result<Self, ServerError> {
+        Self::spawn_with_farewell(command, folder, "")
+    }
+
+    /// The same, with a line of shell for what dead processes leave outside of `$folder`. It is run before the
+    /// folder is removed, and only if this process has been killed.
+    pub(super) fn spawn_with_farewell(command: &Command, folder: &Path, farewell: &str) -> Result<Self, ServerError> {
         let log = folder.join(LOG);
         let name = command.get_program().to_string_lossy().into_owned();
         let out = OpenOptions::new().create(true).append(true).open(&log);
         let out = out.map_err(ServerError::io(format!("open {}", log.display())))?;
         let err = out.try_clone().map_err(ServerError::io(format!("open {}", log.display())))?;
         let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", WATCHED, "watched"]).arg(folder).arg(command.get_program()).args(command.get_args());
+        shell
+            .args(["-c", WATCHED, "watched"])
+            .arg(folder)
+            .arg(farewell)
+            .arg(command.get_program())
+            .args(command.get_args());
         for (key, value) in command.get_envs() {
             match value {
                 Some(value) => shell.env(key, value),
@@ -81,7 +116,7 @@ impl GuardedProcess {
         self.child.try_wait().map_err(ServerError::io("wait for a server"))
     }
 
-    /// Stops the process (SIGSTOP) and returns when it stands still.
+    /// Stops the process and its children (SIGSTOP) and returns when they stand still.
     ///
     /// # Errors
     /// [`ServerError::Io`] if it has ended.
@@ -90,14 +125,30 @@ impl GuardedProcess {
         let pid = Pid::from_child(&self.child);
         let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let waited = waitid(WaitId::Pid(pid), options).map_err(std::io::Error::from);
-        waited.map(drop).map_err(ServerError::io("wait for a server to stop"))
+        waited.map_err(ServerError::io("wait for a server to stop"))?;
+        let children = children(pid);
+        self.signal_children(Signal::STOP);
+        let start = Instant::now();
+        while let Some(child) = children.iter().find(|child| is_running(**child)) {
+            if start.elapsed() > STOP_BOUND {
+                return Err(ServerError::Timeout {
+                    condition: format!("process {} to stop", child.as_raw_nonzero()),
+                    waited: start.elapsed(),
+                    seen: "it runs".to_owned(),
+                });
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
-    /// Lets a stopped process go on (SIGCONT).
+    /// Lets a stopped process and its children go on (SIGCONT).
     ///
     /// # Errors
     /// [`ServerError::Io`] if it has ended.
     pub fn resume(&mut self) -> Result<(), ServerError> {
+        // The children first: as long as their parent stands, it cannot reap one, and their ids stay theirs.
+        self.signal_children(Signal::CONT);
         self.signal(Signal::CONT)
     }
 
@@ -109,8 +160,11 @@ impl GuardedProcess {
         self.signal(Signal::TERM)
     }
 
-    /// Kills the process (SIGKILL) and returns when it is gone. Does nothing if it has ended.
+    /// Kills the process and its children (SIGKILL) and returns when it is gone. Does nothing if it has ended.
     pub fn kill(&mut self) {
+        if self.stop().is_ok() {
+            self.signal_children(Signal::KILL);
+        }
         // Errors mean that it is gone, which is what was wanted.
         let _ = self.child.kill();
         // Dismissed before the process is reaped: until then no other process can have its id.
@@ -120,7 +174,14 @@ impl GuardedProcess {
         let _ = self.child.wait();
     }
 
-    fn signal(&mut self, signal: Signal) -> Result<(), ServerError> {
+    fn signal_children(&self, signal: Signal) {
+        for child in children(Pid::from_child(&self.child)) {
+            // An error means that it has ended.
+            let _ = kill_process(child, signal);
+        }
+    }
+
+    pub(super) fn signal(&mut self, signal: Signal) -> Result<(), ServerError> {
         // A reaped child's id may belong to somebody else.
         if let Some(status) = self.exit_status()? {
             return Err(ServerError::Config(format!("cannot send {signal:?}: the server has ended with {status}")));
@@ -134,4 +195,24 @@ impl Drop for GuardedProcess {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The processes that this one has started and that are there.
+fn children(parent: Pid) -> Vec<Pid> {
+    let parent = format!("PPid:\t{}", parent.as_raw_nonzero());
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
+    processes.filter(|pid| status(*pid).lines().any(|line| line == parent)).collect()
+}
+
+fn is_running(pid: Pid) -> bool {
+    let status = status(pid);
+    let state = status.lines().find_map(|line| line.strip_prefix("State:\t"));
+    // Stopped, traced or dead.
+    state.is_some_and(|state| !state.starts_with(['T', 't', 'Z', 'X']))
+}
+
+/// Empty for a process that is gone.
+fn status(pid: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default()
 }
