@@ -45,12 +45,11 @@ DECLARE
     v_floor bigint;
 BEGIN
     IF c.tombstones > 4096 THEN
-        WITH old AS (
-            SELECT t.revision FROM {schema}.tombstone t WHERE t.cluster = c.id
-            ORDER BY t.revision LIMIT c.tombstones - 4096
-        ), gone AS (
-            DELETE FROM {schema}.tombstone t USING old
-            WHERE t.cluster = c.id AND t.revision = old.revision RETURNING t.revision
+        WITH gone AS (
+            DELETE FROM {schema}.tombstone t WHERE t.ctid = ANY (ARRAY(
+                SELECT x.ctid FROM {schema}.tombstone x WHERE x.cluster + 0 = c.id
+                ORDER BY x.revision LIMIT c.tombstones - 4096))
+            RETURNING t.revision
         )
         SELECT count(*), max(gone.revision) INTO v_gone, v_floor FROM gone;
         c.tombstones := c.tombstones - v_gone;
@@ -161,7 +160,8 @@ BEGIN
             DELETE FROM {schema}.session s WHERE s.cluster = c.id AND s.expires_at <= v_now
             RETURNING s.id, s.expires_at
         ), info AS (
-            DELETE FROM {schema}.session_info i USING gone WHERE i.cluster = c.id AND i.id = gone.id
+            DELETE FROM {schema}.session_info i
+            WHERE i.cluster = c.id AND i.id = ANY (ARRAY(SELECT gone.id FROM gone))
         )
         INSERT INTO {schema}.tombstone (cluster, revision, kind, name, unit, id)
         SELECT c.id, c.revision + row_number() OVER (ORDER BY gone.expires_at, gone.id), 'session', '', -1, gone.id
@@ -354,20 +354,40 @@ BEGIN
     UNION ALL
     SELECT a.* FROM (
         (SELECT {session_item} FROM {schema}.session_info i JOIN {schema}.session x USING (cluster, id)
-            WHERE i.cluster = c.id AND i.revision > p_since ORDER BY i.revision LIMIT p_most + 1)
+            WHERE i.cluster + 0 = c.id AND i.revision > p_since ORDER BY i.revision LIMIT p_most + 1)
         UNION ALL
         (SELECT {slot_item} FROM {schema}.slot s
-            WHERE s.cluster = c.id AND s.revision > p_since ORDER BY s.revision LIMIT p_most + 1)
+            WHERE s.cluster + 0 = c.id AND s.revision > p_since ORDER BY s.revision LIMIT p_most + 1)
         UNION ALL
         (SELECT {record_item} FROM {schema}.record r
-            WHERE r.cluster = c.id AND r.revision > p_since ORDER BY r.revision LIMIT p_most + 1)
+            WHERE r.cluster + 0 = c.id AND r.revision > p_since ORDER BY r.revision LIMIT p_most + 1)
         UNION ALL
         (SELECT CASE t.kind WHEN 'session' THEN 1 WHEN 'slot' THEN 2 ELSE 3 END::smallint, 'deleted'::text,
             ARRAY[t.id], ARRAY[t.revision, t.unit],
             CASE t.kind WHEN 'slot' THEN ARRAY[t.name] ELSE ARRAY[t.kind, t.name] END, NULL::bytea
             FROM {schema}.tombstone t
-            WHERE t.cluster = c.id AND t.revision > p_since ORDER BY t.revision LIMIT p_most + 1)
+            WHERE t.cluster + 0 = c.id AND t.revision > p_since ORDER BY t.revision LIMIT p_most + 1)
     ) a(kind, status, ids, numbers, texts, bytes);
+END $$;
+
+-- Some slots are there that were deleted before: what remembers that is forgotten.
+CREATE OR REPLACE FUNCTION {schema}.slots_are_back(c {schema}.cluster, p_workloads text[], p_units int[])
+RETURNS {schema}.cluster
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_count int;
+BEGIN
+    IF c.tombstones > 0 AND EXISTS (SELECT FROM {schema}.tombstone t WHERE t.cluster = c.id AND t.kind = 'slot') THEN
+        DELETE FROM {schema}.tombstone t WHERE t.ctid = ANY (ARRAY(
+            SELECT old.place FROM unnest(p_workloads, p_units) AS i(workload, unit),
+            LATERAL (SELECT x.ctid AS place FROM {schema}.tombstone x
+                WHERE x.cluster = c.id AND x.kind = 'slot' AND x.name = i.workload AND x.unit = i.unit LIMIT 1) old,
+            LATERAL (SELECT FROM {schema}.slot x
+                WHERE x.cluster = c.id AND x.workload = i.workload AND x.unit = i.unit LIMIT 1) new));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        c.tombstones := c.tombstones - v_count;
+    END IF;
+    RETURN c;
 END $$;
 
 -- The changes come as arrays, one element each; `p_starts` says where a slot comes again, so that no part between two of
@@ -409,12 +429,47 @@ BEGIN
     END IF;
     v_quiet := c.quiet_from IS NOT NULL;
     v_known := p_generation IS NOT DISTINCT FROM c.generation;
+    IF NOT v_quiet AND cardinality(p_starts) = 1 AND 'acquire' = ALL (p_kinds) AND 0 = ALL (p_tokens) THEN
+        -- Slots that nobody has ever held: there is nothing to read. If one of them has a record after all, all are
+        -- looked at below.
+        BEGIN
+            v_base := greatest(c.token, v_now);
+            WITH written AS (
+                INSERT INTO {schema}.slot
+                    (cluster, workload, unit, revision, token, factor, granted_by, holder, node, taken_at)
+                SELECT c.id, i.workload, i.unit, c.revision + i.n, v_base + i.n, i.factor, i.operation, p_session,
+                    v_node, v_now
+                FROM unnest(p_workloads, p_units, p_factors, p_operations) WITH ORDINALITY
+                    AS i(workload, unit, factor, operation, n)
+                RETURNING factor, token
+            )
+            SELECT count(*), sum(w.factor * (w.token % 1048573 + 1) % 4294967291)::bigint
+            INTO v_written, v_adopted FROM written w;
+            UPDATE {schema}.session x SET held_count = x.held_count + v_written,
+                held_digest = (x.held_digest + v_adopted) % 4294967291
+            WHERE x.cluster = c.id AND x.id = p_session;
+            RETURN QUERY SELECT 2::smallint, ''::text, ARRAY[i.operation, p_session, NULL, NULL],
+                ARRAY[c.revision + i.n, i.unit, v_base + i.n, v_now, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL],
+                ARRAY[i.workload, v_node, NULL], NULL::bytea
+            FROM unnest(p_workloads, p_units, p_operations) WITH ORDINALITY AS i(workload, unit, operation, n);
+            c.revision := c.revision + v_written;
+            c.token := v_base + v_written;
+            c := {schema}.slots_are_back(c, p_workloads, p_units);
+            c := {schema}.leave(c);
+            RETURN NEXT ROW(0, 'changed', ARRAY[c.generation],
+                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], NULL, NULL)::{schema}.answer;
+            RETURN;
+        EXCEPTION WHEN unique_violation THEN
+            -- Nothing is written, nothing is answered yet: `c` is set only after the last statement that can fail so.
+            NULL;
+        END;
+    END IF;
     FOR v_part IN 1 .. cardinality(p_starts) LOOP
         v_first := p_starts[v_part];
         v_last := coalesce(p_starts[v_part + 1] - 1, cardinality(p_kinds));
         v_base := greatest(c.token, v_now);
-        WITH input AS MATERIALIZED (
-            SELECT i.*, s.token AS was_token, s.factor AS was_factor, s.granted_by AS was_granted_by,
+        WITH input AS (
+            SELECT i.*, s.place, s.token AS was_token, s.factor AS was_factor, s.granted_by AS was_granted_by,
                 s.holder AS was_holder, s.node AS was_node, s.taken_at AS was_taken_at, s.freed_at AS was_freed_at,
                 s.moved_at AS was_moved_at, s.offer_id AS was_offer_id, s.offer_to AS was_offer_to,
                 s.offer_expires_at AS was_offer_expires_at, s.offer_giver_total AS was_offer_giver_total,
@@ -429,11 +484,18 @@ BEGIN
                 p_checkpoints[v_first:v_last]) WITH ORDINALITY
                 AS i(kind, workload, unit, factor, token, operation, offer, receiver, duration, total, of_workload,
                     forced, checkpoint, n)
-            LEFT JOIN {schema}.slot s ON s.cluster = c.id AND s.workload = i.workload AND s.unit = i.unit
-            LEFT JOIN {schema}.session h ON h.cluster = c.id AND h.id = s.holder
-            LEFT JOIN {schema}.session_info to_ ON to_.cluster = c.id
-                AND to_.id = CASE i.kind WHEN 'offer' THEN i.receiver WHEN 'transfer' THEN s.offer_to END
-        ), judged AS MATERIALIZED (
+            -- One look into an index for each, however large the tables are: the limits forbid any other plan.
+            LEFT JOIN LATERAL (
+                SELECT x.ctid AS place, x.* FROM {schema}.slot x
+                WHERE x.cluster = c.id AND x.workload = i.workload AND x.unit = i.unit LIMIT 1) s ON true
+            LEFT JOIN LATERAL (
+                SELECT x.id FROM {schema}.session x WHERE x.cluster = c.id AND x.id = s.holder LIMIT 1) h ON true
+            LEFT JOIN LATERAL (
+                SELECT x.id, x.node FROM {schema}.session_info x
+                WHERE i.kind IN ('offer', 'transfer') AND x.cluster = c.id
+                    AND x.id = coalesce(i.receiver, s.offer_to) LIMIT 1) to_ ON true
+            OFFSET 0
+        ), judged AS (
             -- Conflicts begin with `!`; the order of the tests is the contract's.
             SELECT b.*, CASE b.kind
                 WHEN 'acquire' THEN CASE
@@ -490,8 +552,8 @@ BEGIN
                     WHEN b.token = b.was_token THEN 'adopt'
                     ELSE 'grant' END
                 END AS verdict
-            FROM input b
-        ), done AS MATERIALIZED (
+            FROM input b OFFSET 0
+        ), done AS (
             SELECT j.*, w.written,
                 CASE WHEN w.written THEN c.revision + count(*) FILTER (WHERE w.written) OVER (ORDER BY j.n)
                     ELSE j.was_revision END AS new_revision,
@@ -503,10 +565,11 @@ BEGIN
                     WHEN 'adopt' THEN v_node WHEN 'release' THEN NULL ELSE j.was_node END AS new_node,
                 j.verdict IN ('grant', 'adopt', 'release', 'withdraw', 'refuse') AS no_offer
             FROM judged j, LATERAL (
-                SELECT left(j.verdict, 1) <> '!' AND j.verdict NOT IN ('unchanged', 'checkpoint') AS written) w
+                SELECT left(j.verdict, 1) <> '!' AND j.verdict NOT IN ('unchanged', 'checkpoint') AS written OFFSET 0) w
+            OFFSET 0
         ), now_ AS MATERIALIZED (
             -- The record after the change, whether it was written or not.
-            SELECT d.n, d.verdict, d.written, d.kind, d.was_token, d.was_holder, d.was_factor, d.was_offer_to,
+            SELECT d.n, d.place, d.verdict, d.written, d.kind, d.was_token, d.was_holder, d.was_factor, d.was_offer_to,
                 d.live_holder, d.workload, d.unit,
                 d.new_revision AS revision, d.new_token AS token,
                 coalesce(d.was_factor, d.factor) AS factor,
@@ -549,8 +612,8 @@ BEGIN
         ), updated AS (
             UPDATE {schema}.slot s SET ({slot_columns}) = ROW({slot_values})
             FROM now_ a
-            WHERE (a.written OR a.verdict = 'checkpoint') AND a.was_token IS NOT NULL
-                AND s.cluster = c.id AND s.workload = a.workload AND s.unit = a.unit
+            -- Rows move under the cluster's lock alone.
+            WHERE (a.written OR a.verdict = 'checkpoint') AND s.ctid = a.place
         ), parts AS (
             SELECT a.was_holder AS id, -1 AS sign, a.was_factor * (a.was_token % 1048573 + 1) % 4294967291 AS part
             FROM now_ a
@@ -583,18 +646,8 @@ BEGIN
             c.token := v_base + v_granted;
         END IF;
         c.token := greatest(c.token, v_adopted);
-        IF v_fresh > 0 AND c.tombstones > 0
-            AND EXISTS (SELECT FROM {schema}.tombstone t WHERE t.cluster = c.id AND t.kind = 'slot')
-        THEN
-            -- A slot that was deleted is there again.
-            WITH back AS (
-                DELETE FROM {schema}.tombstone t
-                USING unnest(p_workloads[v_first:v_last], p_units[v_first:v_last]) AS i(workload, unit)
-                WHERE t.cluster = c.id AND t.kind = 'slot' AND t.name = i.workload AND t.unit = i.unit
-                    AND EXISTS (SELECT FROM {schema}.slot s
-                        WHERE s.cluster = c.id AND s.workload = i.workload AND s.unit = i.unit)
-                RETURNING 1)
-            SELECT c.tombstones - count(*) INTO c.tombstones FROM back;
+        IF v_fresh > 0 THEN
+            c := {schema}.slots_are_back(c, p_workloads[v_first:v_last], p_units[v_first:v_last]);
         END IF;
         v_all_hints := v_all_hints || v_hints;
         RETURN QUERY SELECT a.* FROM unnest(v_answers) a;
@@ -704,13 +757,13 @@ BEGIN
         IF p_kind = 'workload' AND NOT EXISTS (
             SELECT FROM {schema}.session_info i WHERE i.cluster = c.id AND p_name = ANY (i.declared))
         THEN
-            WITH doomed AS (
-                SELECT s.unit FROM {schema}.slot s WHERE s.cluster = c.id AND s.workload = p_name AND NOT EXISTS (
-                    SELECT FROM {schema}.session h WHERE h.cluster = c.id AND h.id = s.holder)
-                ORDER BY s.unit LIMIT 4000
-            ), gone AS (
-                DELETE FROM {schema}.slot s USING doomed
-                WHERE s.cluster = c.id AND s.workload = p_name AND s.unit = doomed.unit RETURNING s.unit
+            WITH gone AS (
+                DELETE FROM {schema}.slot s WHERE s.ctid = ANY (ARRAY(
+                    SELECT x.ctid FROM {schema}.slot x
+                    WHERE x.cluster = c.id AND x.workload = p_name AND (x.holder IS NULL OR NOT EXISTS (
+                        SELECT FROM {schema}.session h WHERE h.cluster = c.id AND h.id = x.holder))
+                    ORDER BY x.unit LIMIT 4000))
+                RETURNING s.unit
             )
             INSERT INTO {schema}.tombstone (cluster, revision, kind, name, unit)
             SELECT c.id, c.revision + row_number() OVER (ORDER BY gone.unit), 'slot', p_name, gone.unit FROM gone;

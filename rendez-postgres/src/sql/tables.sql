@@ -1,5 +1,8 @@
 -- Layout 1. `{schema}` is the schema's name, quoted. Times are microseconds since 1970 on the server's clock.
 -- Names are compared byte by byte. What heartbeats write (`session`) is kept apart from what they never change.
+--
+-- The indexes of revisions say `cluster + 0`, and so do the queries that want them: for all others there is only one
+-- index to choose, whatever the planner believes about tables that were empty a moment ago.
 
 CREATE TABLE {schema}.layout (
     version int NOT NULL,
@@ -48,7 +51,7 @@ CREATE TABLE {schema}.session_info (
     PRIMARY KEY (cluster, id),
     UNIQUE (cluster, node)
 );
-CREATE INDEX session_info_revision ON {schema}.session_info (cluster, revision);
+CREATE INDEX session_info_revision ON {schema}.session_info ((cluster + 0), revision);
 
 -- A slot whose holder is no row of `session` is an orphan.
 CREATE TABLE {schema}.slot (
@@ -76,7 +79,7 @@ CREATE TABLE {schema}.slot (
     checkpoint bytea,
     PRIMARY KEY (cluster, workload, unit)
 ) WITH (fillfactor = 70);
-CREATE INDEX slot_revision ON {schema}.slot (cluster, revision);
+CREATE INDEX slot_revision ON {schema}.slot ((cluster + 0), revision);
 
 -- What operators write; `name` is empty and `unit` -1 where the kind has none.
 CREATE TABLE {schema}.record (
@@ -90,7 +93,7 @@ CREATE TABLE {schema}.record (
     content json NOT NULL,
     PRIMARY KEY (cluster, kind, name, unit)
 );
-CREATE INDEX record_revision ON {schema}.record (cluster, revision);
+CREATE INDEX record_revision ON {schema}.record ((cluster + 0), revision);
 
 -- What was deleted lately. `kind` is `session`, `slot`, or a kind of record.
 CREATE TABLE {schema}.tombstone (
@@ -99,10 +102,10 @@ CREATE TABLE {schema}.tombstone (
     kind text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     unit int NOT NULL,
-    id uuid,
-    PRIMARY KEY (cluster, revision)
+    id uuid
 );
-CREATE INDEX tombstone_key ON {schema}.tombstone (cluster, kind, name, unit) WHERE kind <> 'session';
+CREATE UNIQUE INDEX tombstone_revision ON {schema}.tombstone ((cluster + 0), revision);
+CREATE INDEX tombstone_key ON {schema}.tombstone (cluster, kind, name, unit);
 
 -- The largest token that `fence` has let through, for programs that keep their own data in this database.
 CREATE TABLE {schema}.fence (
