@@ -10,7 +10,6 @@ use std::time::Duration;
 use rendez_core::*;
 use rendez_postgres::PostgresStore;
 use rendez_postgres::tokio_postgres::{self, Client, NoTls};
-use rendez_testkit::servers::PostgresServer;
 use support::*;
 
 const NONE: FencingToken = FencingToken::NONE;
@@ -62,8 +61,8 @@ async fn heartbeats_do_not_wait_for_the_cluster_and_changes_do_not_wait_for_ever
 }
 
 #[tokio::test]
-async fn a_heartbeat_is_one_statement_that_writes_one_row_in_its_page() {
-    let world = World::with(PostgresServer::builder().config("log_statement = 'all'").start().await.unwrap()).await;
+async fn a_heartbeat_writes_one_row_within_its_page_whatever_is_held() {
+    let world = World::new().await;
     let session = world.open("a").await;
     acquire_all(&world, session, "w", 2000).await;
     for _ in 0..200 {
@@ -169,7 +168,10 @@ async fn a_session_that_ends_is_extended_or_taken_over_and_never_both() {
     let world = Arc::new(World::new().await);
     let b = world.open("b").await;
     let (mut taken, mut kept) = (0, 0);
-    for round in 0_u32..150 {
+    for round in 0_u32..3000 {
+        if round >= 100 && taken > 0 && kept > 0 {
+            break;
+        }
         let a = world.open_for("a", millis(20)).await;
         let at = Slot::new("w".try_into().unwrap(), round);
         let token = match world.changes(a, vec![(at.clone(), NONE, acquire())]).await {
@@ -179,7 +181,7 @@ async fn a_session_that_ends_is_extended_or_taken_over_and_never_both() {
                 continue;
             }
         };
-        tokio::time::sleep(millis(13) + Duration::from_micros(u64::from(round) * 70)).await;
+        tokio::time::sleep(millis(13) + Duration::from_micros(u64::from(round % 150) * 70)).await;
         let (one, two) = (Arc::clone(&world), Arc::clone(&world));
         let beating = tokio::spawn(async move { one.beat(a).await });
         let taking = tokio::spawn(async move { two.change(b, &at, token, acquire()).await });
