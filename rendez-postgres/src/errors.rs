@@ -150,6 +150,7 @@ mod tests {
             ("3D000", ErrorKind::Fatal, ErrorKind::Fatal),
             ("42501", ErrorKind::Fatal, ErrorKind::Fatal),
             ("42883", ErrorKind::Transient, ErrorKind::Transient),
+            ("RZ001", ErrorKind::Fatal, ErrorKind::Fatal),
             ("XX001", ErrorKind::Fatal, ErrorKind::Fatal),
         ] {
             assert_eq!(of_code(code, Stage::Connecting), connecting, "{code}");

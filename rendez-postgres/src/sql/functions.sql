@@ -89,7 +89,7 @@ BEGIN
     IF NOT p_lock THEN
         v_now := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
         SELECT * INTO c FROM {schema}.cluster k WHERE k.name = p_cluster;
-        IF FOUND AND right(c.history, 8) = v_timeline AND p_token <= c.token
+        IF FOUND AND c.layout = 1 AND right(c.history, 8) = v_timeline AND p_token <= c.token
             AND (p_generation IS NULL OR p_generation = c.generation
                 OR (c.quiet_from IS NULL AND p_generation = ANY (c.ancestors)))
             AND (c.quiet_from IS NULL OR (v_now >= c.quiet_from AND v_now < c.quiet_from + c.quiet_lasts))
@@ -112,6 +112,9 @@ BEGIN
         IF NOT FOUND THEN
             RAISE EXCEPTION 'the cluster was deleted meanwhile' USING ERRCODE = '40001';
         END IF;
+    END IF;
+    IF c.layout <> 1 THEN
+        RAISE EXCEPTION 'the cluster''s data have layout %, this release knows layout 1', c.layout USING ERRCODE = 'RZ001';
     END IF;
     before := c;
     -- Only now: whoever held the lock before may have taken long.

@@ -13,6 +13,7 @@ CREATE TABLE {schema}.layout (
 CREATE TABLE {schema}.cluster (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text COLLATE "C" NOT NULL UNIQUE,
+    layout int NOT NULL DEFAULT 1,
     generation uuid NOT NULL,
     ancestors uuid[] NOT NULL DEFAULT '{}',
     history text NOT NULL,
