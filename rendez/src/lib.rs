@@ -50,6 +50,7 @@
 //! # Features
 //!
 //! - `redis`: the store for Redis and Valkey, as `rendez::redis`.
+//! - `postgres`: the store for PostgreSQL, as `rendez::postgres`.
 //! - `file`: the store in a folder of one host, as `rendez::file`.
 //!
 //! [`MemoryStore`] is always there.
@@ -75,6 +76,8 @@ mod store_url;
 pub use rendez_core as core;
 #[cfg(feature = "file")]
 pub use rendez_file as file;
+#[cfg(feature = "postgres")]
+pub use rendez_postgres as postgres;
 #[cfg(feature = "redis")]
 pub use rendez_redis as redis;
 

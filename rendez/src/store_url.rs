@@ -18,6 +18,7 @@ use crate::MemoryStore;
 /// | --- | --- | --- |
 /// | `memory:` | [`MemoryStore`], new and empty: for one process alone | |
 /// | `redis://`, `rediss://`, `redis-sentinel://`, `rediss-sentinel://`, `redis-cluster://`, `rediss-cluster://` | Redis | `redis` |
+/// | `postgres://`, `postgresql://` | PostgreSQL | `postgres` |
 /// | `file:` | a folder of this host | `file` |
 ///
 /// ```
@@ -64,7 +65,7 @@ struct Scheme {
 }
 
 /// What a store's crate brings: a type of options with `set` and the field `operation_timeout`, and a store with `connect`.
-#[cfg_attr(not(any(feature = "redis", feature = "file")), allow(unused_macros))]
+#[cfg_attr(not(any(feature = "redis", feature = "postgres", feature = "file")), allow(unused_macros))]
 macro_rules! store_of {
     ($name:literal, $store:path, $options:path) => {{
         fn options(texts: &Options, operation_timeout: Duration) -> Result<$options, StoreError> {
@@ -86,7 +87,7 @@ macro_rules! store_of {
     }};
 }
 
-fn schemes() -> [Scheme; 3] {
+fn schemes() -> [Scheme; 4] {
     [
         Scheme { feature: "", prefixes: &["memory:"], store: Some(MEMORY) },
         Scheme {
@@ -102,6 +103,14 @@ fn schemes() -> [Scheme; 3] {
             #[cfg(feature = "redis")]
             store: store_of!("redis", rendez_redis::RedisStore, rendez_redis::RedisOptions),
             #[cfg(not(feature = "redis"))]
+            store: None,
+        },
+        Scheme {
+            feature: "postgres",
+            prefixes: &["postgres://", "postgresql://"],
+            #[cfg(feature = "postgres")]
+            store: store_of!("postgres", rendez_postgres::PostgresStore, rendez_postgres::PostgresOptions),
+            #[cfg(not(feature = "postgres"))]
             store: None,
         },
         Scheme {

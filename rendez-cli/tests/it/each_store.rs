@@ -58,6 +58,7 @@ macro_rules! on_each_store {
 
 on_each_store! {
     redis: Redis,
+    postgres: Postgres,
     file: File,
 }
 
