@@ -24,6 +24,10 @@ use options::Plan;
 /// What the driver takes longer than its drain timeout to end, at most, after the guardian is gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// The pause before another life, and how long it may grow while lives are short.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
 /// Runs the agent until it is told to end.
 pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
     let plan = args.plan()?;
@@ -35,8 +39,36 @@ pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
     result
 }
 
+/// One life after the other: who loses the guardian, and is certain that nothing of its children is left, takes part
+/// anew with another one.
 async fn run(plan: Plan) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let begin = Instant::now();
+        match live(&plan, &mut stop).await? {
+            End::Asked => return Ok(()),
+            End::GuardianKilled => {
+                tracing::error!("the guardian was killed, and its children with it: starting anew in {pause:?}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.asked() => return Ok(()),
+        }
+        pause = if begin.elapsed() > PAUSE_MAX { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+    }
+}
+
+/// How a life ends that may be followed by another.
+enum End {
+    /// It was told to end, and has let go of everything.
+    Asked,
+    /// The guardian is gone, and nothing of the children is left.
+    GuardianKilled,
+}
+
+async fn live(plan: &Plan, stop: &mut Stop) -> Result<End, Failure> {
     let engine = &plan.config.engine;
     let timing = engine.timing.clone();
     let guardian = Guardian::start(GuardianSetup {
@@ -50,15 +82,15 @@ async fn run(plan: Plan) -> Result<(), Failure> {
     .map_err(|error| Failure::new(Exit::Failure, format!("cannot start the guardian: {error}")))?;
 
     let handle = tokio::select! {
-        started = start(&plan, &guardian) => started?,
+        started = start(plan, &guardian) => started?,
         () = stop.asked() => {
             guardian.leave().await;
-            return Ok(());
+            return Ok(End::Asked);
         }
-        aftermath = guardian.gone() => return Err(guardian_gone(aftermath)),
+        aftermath = guardian.gone() => return guardian_gone(aftermath),
     };
     let telling = tokio::spawn(tell_session(handle.clone(), guardian.clone()));
-    let result = serve(&handle, &guardian, &mut stop).await;
+    let result = serve(&handle, &guardian, stop).await;
     // A node that ends as its last handle is dropped has no session any more; for the guardian it has one until that
     // is closed.
     telling.abort();
@@ -121,19 +153,19 @@ async fn tell_session(handle: Handle, guardian: Guardian) {
 }
 
 /// Until the node has ended, by itself or because it was told to.
-async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop) -> Result<(), Failure> {
+async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop) -> Result<End, Failure> {
     tokio::select! {
-        outcome = handle.stopped() => return ended(outcome, guardian).await,
+        outcome = handle.stopped() => return ended(outcome, guardian).await.map(|()| End::Asked),
         aftermath = guardian.gone() => return without_guardian(handle, aftermath).await,
         () = stop.asked() => tracing::info!("handing everything over; once more, and it ends at once"),
     }
     tokio::select! {
-        outcome = handle.shutdown() => ended(outcome, guardian).await,
-        aftermath = guardian.gone() => without_guardian(handle, aftermath).await,
+        outcome = handle.shutdown() => ended(outcome, guardian).await.map(|()| End::Asked),
+        aftermath = guardian.gone() => without_guardian(handle, aftermath).await.map(|_| End::Asked),
         () = stop.asked() => {
             // Nothing is quicker and as certain: the guardian kills the children, then closes the session.
             tracing::warn!("ending at once: the guardian kills the children and lets go of the slots");
-            Ok(())
+            Ok(End::Asked)
         }
     }
 }
@@ -161,21 +193,21 @@ async fn ended(outcome: Result<StoppedReason, rendez::DriverError>, guardian: &G
 }
 
 /// The children are gone with the guardian, or that is not certain.
-async fn without_guardian(handle: &Handle, aftermath: Aftermath) -> Result<(), Failure> {
+async fn without_guardian(handle: &Handle, aftermath: Aftermath) -> Result<End, Failure> {
     if aftermath == Aftermath::Clean {
         // The runners have ended, so that the slots can be let go properly.
         let _ = tokio::time::timeout(LAST_WORDS, handle.shutdown()).await;
     }
-    Err(guardian_gone(aftermath))
+    guardian_gone(aftermath)
 }
 
-fn guardian_gone(aftermath: Aftermath) -> Failure {
+fn guardian_gone(aftermath: Aftermath) -> Result<End, Failure> {
     match aftermath {
-        Aftermath::Clean => Failure::new(Exit::Failure, "the guardian was killed; its children were killed too"),
-        Aftermath::Uncertain => Failure::new(
+        Aftermath::Clean => Ok(End::GuardianKilled),
+        Aftermath::Uncertain => Err(Failure::new(
             Exit::PromiseBroken,
             "the guardian was killed, and some of what it guarded could not be: it may outlive its lease",
-        ),
+        )),
     }
 }
 

@@ -37,7 +37,7 @@
 //! | half of `kill_lead` before the deadline | guardian | kills the keeper (it may be frozen) and its tree |
 //! | the agent is gone (its end of the socket is closed) | guardian | has all keepers kill; then crash release |
 //! | the guardian is gone (the same way) | keeper | kills its tree |
-//! | the guardian is gone | agent | a subreaper as well: kills what is left, lets go, exits with an error |
+//! | the guardian is gone | agent | a subreaper as well: kills what is left, lets go, takes part anew with another guardian |
 //! | the guardian has not answered for a session TTL | agent | kills the guardian, as nobody would know of the children |
 //! | a keeper is gone | guardian | kills the keeper's orphans, then reports |
 //! | a keeper is gone | kernel | parent-death signal: `SIGKILL` to the command itself |

@@ -118,7 +118,7 @@ async fn two_of_three_nodes_that_die_at_once_leave_all_to_the_third() {
 }
 
 #[tokio::test]
-async fn a_node_whose_guardian_stands_still_lets_go() {
+async fn a_node_whose_guardian_stands_still_lets_go_and_takes_another() {
     let redis = redis().await;
     let stage = Stage::new(&redis.url());
     let agent = |node| stage.agent(node).probe(&["--ignore-term", "--fork-detached"]).start();
@@ -127,9 +127,12 @@ async fn a_node_whose_guardian_stands_still_lets_go() {
     let guardian = parent_of(parent_of(before[*of(&before, "one").first().unwrap()].1));
     assert_eq!(parent_of(guardian), one.pid());
     signal_if_there(guardian, Signal::STOP);
-    stage.wait_for_shares(&[("two", 4)]);
-    assert_eq!(one.exit_code(), Some(1), "{}", one.said());
+    stage.wait("all that it ran to run anew", |running| {
+        running.len() == 4 && of(&before, "one").iter().all(|slot| running[*slot] != before[*slot])
+    });
     assert!(one.says("the guardian has not answered"), "{}", one.said());
+    one.signal(Signal::TERM);
+    assert_eq!(one.exit_code(), Some(0), "{}", one.said());
     drop((one, two));
     stage.report().assert_good();
 }
