@@ -395,7 +395,8 @@ END $$;
 
 -- The changes come as arrays, one element each; `p_starts` says where a slot comes again, so that no part between two of
 -- them names a slot twice: each part is decided and written at once. Answers a slot for each change, in order; its
--- status is the conflict, or empty.
+-- status is the conflict, or empty. Where all are first grants the status of the stamp is `granted` and there are no
+-- rows: tokens and revisions end with the stamp's, and the rest is in the request and the node's name.
 CREATE OR REPLACE FUNCTION {schema}.change(
     p_cluster text, p_generation uuid, p_token bigint, p_ttl_max bigint, p_lag bigint, p_fresh uuid, p_wait text,
     p_channel text,
@@ -451,19 +452,15 @@ BEGIN
             UPDATE {schema}.session x SET held_count = x.held_count + v_written,
                 held_digest = (x.held_digest + v_adopted) % 4294967291
             WHERE x.cluster = c.id AND x.id = p_session;
-            RETURN QUERY SELECT 2::smallint, ''::text, ARRAY[i.operation, p_session, NULL, NULL],
-                ARRAY[c.revision + i.n, i.unit, v_base + i.n, v_now, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL],
-                ARRAY[i.workload, v_node, NULL], NULL::bytea
-            FROM unnest(p_workloads, p_units, p_operations) WITH ORDINALITY AS i(workload, unit, operation, n);
             c.revision := c.revision + v_written;
             c.token := v_base + v_written;
             c := {schema}.slots_are_back(c, p_workloads, p_units);
             c := {schema}.leave(c);
-            RETURN NEXT ROW(0, 'changed', ARRAY[c.generation],
-                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], NULL, NULL)::{schema}.answer;
+            RETURN NEXT ROW(0, 'granted', ARRAY[c.generation],
+                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], ARRAY[v_node], NULL)::{schema}.answer;
             RETURN;
         EXCEPTION WHEN unique_violation THEN
-            -- Nothing is written, nothing is answered yet: `c` is set only after the last statement that can fail so.
+            -- Nothing is written: only the insertion fails so, and `c` is as it was.
             NULL;
         END;
     END IF;
