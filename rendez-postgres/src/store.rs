@@ -278,8 +278,8 @@ fn conflict(text: &str) -> Result<Option<Conflict>, StoreError> {
     }))
 }
 
-/// The outcomes of a request of which every change was the first grant of its slot: the records follow from the request and
-/// the stamp, so the server does not send them.
+/// The outcomes of a request of which every change was the first grant of its slot: the records follow from the
+/// request and the stamp, so the server does not send them.
 fn first_grants(request: &ChangeRequest, stamp: &Stamp, node: &str) -> Result<Vec<ChangeOutcome>, StoreError> {
     let node: NodeId = node.try_into().map_err(|_| encode::damaged("a node's name"))?;
     let count = request.changes.len();
