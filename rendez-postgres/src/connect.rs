@@ -124,7 +124,9 @@ impl Connector {
         };
         if failed.unusable {
             // An answer that is still on its way must not be taken for the next one's.
-            client.map(Object::take).map(drop).unwrap_or_default();
+            if let Some(client) = client {
+                drop(Object::take(client));
+            }
             self.ready.store(false, Ordering::Release);
         }
         Err(failed.error)
@@ -141,11 +143,11 @@ impl Connector {
             let mut client = this.take().await?;
             if !this.ready.load(Ordering::Acquire) {
                 let _one_by_one = this.preparing.lock().await;
-                if !this.ready.load(Ordering::Acquire) {
-                    if let Err(error) = this.prepare(&mut client).await {
-                        drop(Object::take(client));
-                        return Err(error);
-                    }
+                if !this.ready.load(Ordering::Acquire)
+                    && let Err(error) = this.prepare(&mut client).await
+                {
+                    drop(Object::take(client));
+                    return Err(error);
                 }
             }
             Ok(client)

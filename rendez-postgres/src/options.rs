@@ -37,8 +37,8 @@ pub struct PostgresOptions {
     pub connections_max: usize,
     /// What stands by to take over; default [`Standbys::Asynchronous`].
     pub standbys: Standbys,
-    /// How far asynchronous standbys may lag behind, with the time that an isolated old primary may still answer: a part
-    /// of the quiet time after a loss of data; default 10 s.
+    /// How far asynchronous standbys may lag behind, with the time that an isolated old primary may still answer: a
+    /// part of the quiet time after a loss of data; default 10 s.
     pub replica_lag_max: Duration,
     /// The URL leads to a pooler that gives connections out by the transaction (pgbouncer): no settings are sent with
     /// the login, and there is no watch unless `listen_url` is set. Default no.
@@ -115,8 +115,8 @@ const KEYS: &str = "schema, migrate, operation_timeout, connect_timeout, connect
 const CONNECTIONS_MAX: usize = 64;
 
 impl PostgresOptions {
-    /// Sets an option from text: times as `250ms` or `10s`, switches as `true` or `false`, certificates as the path of a
-    /// PEM file.
+    /// Sets an option from text: times as `250ms` or `10s`, switches as `true` or `false`, certificates as the path
+    /// of a PEM file.
     ///
     /// # Errors
     /// [`ErrorKind::Fatal`] for a key that does not exist (the message lists those that do) and for a value that cannot

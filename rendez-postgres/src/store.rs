@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rendez_core::{
     AdminOutcome, AdminRequest, Beat, Capabilities, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest,
-    CloseRequest, ClusterName, ClusterSettings, Conflict, Cursor, Due, ErrorKind, Generation, HeartbeatRequest, Held,
-    Incarnation, Known, LeaseStore, NodeInfo, OpenRequest, Opening, Record, Revision, SessionId, Slot, SnapshotPage,
-    SnapshotRequest, StoreError, Sync, Watch,
+    CloseRequest, ClusterName, ClusterSettings, Conflict, Cursor, Due, ErrorKind, FencingToken, Generation,
+    HeartbeatRequest, Held, Holder, Incarnation, Known, LeaseStore, NodeId, NodeInfo, OpenRequest, Opening, Record,
+    Revision, SessionId, Slot, SlotRecord, SnapshotPage, SnapshotRequest, Stamp, StoreError, Sync, Watch,
 };
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
@@ -278,6 +278,33 @@ fn conflict(text: &str) -> Result<Option<Conflict>, StoreError> {
     }))
 }
 
+/// The outcomes of a request of which every change was the first grant of its slot: the records follow from the
+/// request and the stamp, so the server does not send them.
+fn first_grants(request: &ChangeRequest, stamp: &Stamp, node: &str) -> Result<Vec<ChangeOutcome>, StoreError> {
+    let node: NodeId = node.try_into().map_err(|_| encode::damaged("a node's name"))?;
+    let count = request.changes.len();
+    let mut outcomes = Vec::with_capacity(count);
+    for (place, change) in request.changes.iter().enumerate() {
+        let ChangeKind::Acquire { operation } = &change.kind else { return Err(encode::damaged("an answer")) };
+        // The last one has the stamp's token and revision.
+        let back = (count - 1 - place) as u64;
+        outcomes.push(ChangeOutcome::Done(Some(SlotRecord {
+            token: FencingToken::new(stamp.token.get().saturating_sub(back)),
+            granted_by: *operation,
+            holder: Some(Holder { session: request.session, node: node.clone() }),
+            taken_at: stamp.now,
+            freed_at: None,
+            moved_at: None,
+            offer: None,
+            refusals: Vec::new(),
+            force: None,
+            checkpoint: None,
+            revision: Revision(stamp.revision.0.saturating_sub(back)),
+        })));
+    }
+    Ok(outcomes)
+}
+
 /// A place between two pages: the last thing of the page before.
 #[derive(Debug, Default)]
 struct Place {
@@ -456,6 +483,11 @@ impl LeaseStore for PostgresStore {
             (&columns.checkpoints, Type::BYTEA_ARRAY),
         ];
         let (answer, rows) = self.call("change", cluster, &request.known, &own).await?;
+        let stamp = answer.stamp()?;
+        if answer.status == "granted" {
+            let outcomes = first_grants(request, &stamp, answer.text(0)?)?;
+            return Ok(ChangeReply { stamp, outcomes });
+        }
         if rows.len() != request.changes.len() {
             return Err(encode::damaged("an answer"));
         }
@@ -468,7 +500,7 @@ impl LeaseStore for PostgresStore {
                 Some(conflict) => ChangeOutcome::Refused(conflict, record),
             });
         }
-        Ok(ChangeReply { stamp: answer.stamp()?, outcomes })
+        Ok(ChangeReply { stamp, outcomes })
     }
 
     async fn snapshot(&self, cluster: &ClusterName, request: &SnapshotRequest) -> Result<SnapshotPage, StoreError> {
@@ -565,7 +597,7 @@ fn outcome(answer: &Answer) -> Result<AdminOutcome, StoreError> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rendez_core::{Change, FencingToken, NodeId, RecordKey, WorkloadName};
+    use rendez_core::{Change, RecordKey, WorkloadName};
 
     use super::*;
 

@@ -1,4 +1,5 @@
-//! Random histories, sent to PostgreSQL and to the model of the contract at the same moments: they must answer the same.
+//! Random histories, sent to PostgreSQL and to the model of the contract at the same moments: they must answer the
+//! same.
 
 mod support;
 
@@ -47,7 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => any::<u8>().prop_map(|session| Step::Close { session }),
         120 => (any::<u8>(), prop::collection::vec(change, 1..4), any::<u8>())
             .prop_map(|(session, changes, known)| Step::Change { session, changes, known }),
-        12 => (any::<u8>(), any::<bool>(), any::<u8>()).prop_map(|(key, exists, expect)| Step::Put { key, exists, expect }),
+        12 => (any::<u8>(), any::<bool>(), any::<u8>())
+            .prop_map(|(key, exists, expect)| Step::Put { key, exists, expect }),
         6 => (0..UNITS, any::<u8>(), any::<bool>()).prop_map(|(unit, token, now)| Step::Force { unit, token, now }),
         10 => any::<u8>().prop_map(|session| Step::Snapshot { session }),
         20 => Just(Step::Repeat),
@@ -151,7 +153,8 @@ impl Pair {
         };
         let token =
             if which.is_multiple_of(3) { pick(&self.tokens, which).unwrap_or_default() } else { FencingToken::NONE };
-        let known = |generation| Known { generation, token, session_ttl_max: LONG };
+        let session_ttl_max = [LONG, LONG * 2, Duration::ZERO][usize::from(which) % 3];
+        let known = |generation| Known { generation, token, session_ttl_max };
         (known(postgres), known(model))
     }
 
@@ -516,7 +519,8 @@ fn postgres_answers_as_the_model_does() {
                     Step::LoseEverything => {
                         for table in ["session", "session_info", "slot", "record", "tombstone"] {
                             let text = format!(
-                                "DELETE FROM rendez.{table} USING rendez.cluster c WHERE cluster = c.id AND c.name = '{}'",
+                                "DELETE FROM rendez.{table} USING rendez.cluster c \
+                                 WHERE cluster = c.id AND c.name = '{}'",
                                 pair.cluster
                             );
                             client.batch_execute(&text).await.unwrap();

@@ -87,8 +87,8 @@ impl Found {
         let waits = !self.synchronous_standbys.is_empty() && self.synchronous_commit != "local";
         if options.standbys == Standbys::Synchronous && !waits {
             return Err(fatal(format!(
-                "PostgreSQL at {name} waits for no standby: set synchronous_standby_names there (and synchronous_commit \
-                 not to local), or the option standbys to asynchronous"
+                "PostgreSQL at {name} waits for no standby: set synchronous_standby_names there (and \
+                 synchronous_commit not to local), or the option standbys to asynchronous"
             )));
         }
         let durable = self.fsync == "on";
@@ -117,8 +117,8 @@ fn is_current(installed: Option<(i32, i32)>, name: &str) -> Result<bool, StoreEr
 
 pub(super) fn not_installed(name: &str, schema: &Schema) -> StoreError {
     fatal(format!(
-        "PostgreSQL at {name}: the schema {:?} is not there or is older than this release, and making it is switched off: \
-         let an administrator run the migration",
+        "PostgreSQL at {name}: the schema {:?} is not there or is older than this release, and making it is \
+         switched off: let an administrator run the migration",
         schema.name()
     ))
 }

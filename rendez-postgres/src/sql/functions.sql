@@ -2,8 +2,8 @@
 -- A heartbeat that changes nothing else locks its own session only, and nothing after it.
 --
 -- Sessions are deleted under the cluster's lock alone, so whoever holds that and has removed the expired ones knows
--- for the rest of the transaction who lives. `DELETE … WHERE expires_at <= now` waits for a heartbeat on its way and looks
--- again at the row that it leaves.
+-- for the rest of the transaction who lives. `DELETE … WHERE expires_at <= now` waits for a heartbeat on its
+-- way and looks again at the row that it leaves.
 
 -- Looked at before anything else, by every release of every layout.
 CREATE OR REPLACE FUNCTION {schema}.installed(OUT version int, OUT functions int)
@@ -114,7 +114,8 @@ BEGIN
         END IF;
     END IF;
     IF c.layout <> 1 THEN
-        RAISE EXCEPTION 'the cluster''s data have layout %, this release knows layout 1', c.layout USING ERRCODE = 'RZ001';
+        RAISE EXCEPTION 'the cluster''s data have layout %, this release knows layout 1', c.layout
+            USING ERRCODE = 'RZ001';
     END IF;
     before := c;
     -- Only now: whoever held the lock before may have taken long.
@@ -210,7 +211,8 @@ BEGIN
         UPDATE {schema}.session x SET expires_at = v_now + x.ttl WHERE x.cluster = c.id AND x.id = mine.id
         RETURNING * INTO me;
         RETURN NEXT ROW(0, 'opened', ARRAY[c.generation, mine.id],
-            ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now), me.ttl], ARRAY[settings.content::text], NULL)::{schema}.answer;
+            ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now), me.ttl],
+            ARRAY[settings.content::text], NULL)::{schema}.answer;
         RETURN;
     END IF;
     IF p_ttl > v_ttl_max THEN
@@ -254,7 +256,8 @@ BEGIN
     VALUES (c.id, p_session, p_node, p_incarnation, v_now, p_operation, c.revision, p_declared, p_info::json);
     c := {schema}.leave(c);
     RETURN NEXT ROW(0, 'opened', ARRAY[c.generation, p_session],
-        ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now), p_ttl], ARRAY[settings.content::text], NULL)::{schema}.answer;
+        ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now), p_ttl],
+        ARRAY[settings.content::text], NULL)::{schema}.answer;
 END $$;
 
 -- Deletes a session; the caller holds the cluster's lock and writes its row.
@@ -315,7 +318,8 @@ BEGIN
         SELECT * INTO mine FROM {schema}.session_info x WHERE x.cluster = c.id AND x.id = p_session;
         IF FOUND AND mine.node <> p_node THEN
             RETURN NEXT ROW(0, 'node', ARRAY[c.generation],
-                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], ARRAY[mine.node], NULL)::{schema}.answer;
+                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], ARRAY[mine.node],
+                NULL)::{schema}.answer;
             RETURN;
         END IF;
         IF FOUND AND mine.info::text <> p_info THEN
@@ -344,8 +348,8 @@ BEGIN
     SELECT * INTO c FROM {schema}.cluster k WHERE k.id = c.id;
     IF p_since IS NULL OR p_since >= c.revision OR p_since < c.floor OR p_generation IS DISTINCT FROM c.generation THEN
         RETURN NEXT ROW(0, 'beat', ARRAY[c.generation] || v_due_ids,
-            ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now), me.ttl, me.held_count, me.held_digest, c.floor]
-            || v_due_rest, NULL, NULL)::{schema}.answer;
+            ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now), me.ttl, me.held_count, me.held_digest,
+                c.floor] || v_due_rest, NULL, NULL)::{schema}.answer;
         RETURN;
     END IF;
     -- One statement, so that revision and changes are of one moment.
@@ -393,9 +397,10 @@ BEGIN
     RETURN c;
 END $$;
 
--- The changes come as arrays, one element each; `p_starts` says where a slot comes again, so that no part between two of
--- them names a slot twice: each part is decided and written at once. Answers a slot for each change, in order; its
--- status is the conflict, or empty.
+-- The changes come as arrays, one element each; `p_starts` says where a slot comes again, so that no part between two
+-- of them names a slot twice: each part is decided and written at once. Answers a slot for each change, in order; its
+-- status is the conflict, or empty. Where all are first grants the status of the stamp is `granted` and there are no
+-- rows: tokens and revisions end with the stamp's, and the rest is in the request and the node's name.
 CREATE OR REPLACE FUNCTION {schema}.change(
     p_cluster text, p_generation uuid, p_token bigint, p_ttl_max bigint, p_lag bigint, p_fresh uuid, p_wait text,
     p_channel text,
@@ -451,19 +456,15 @@ BEGIN
             UPDATE {schema}.session x SET held_count = x.held_count + v_written,
                 held_digest = (x.held_digest + v_adopted) % 4294967291
             WHERE x.cluster = c.id AND x.id = p_session;
-            RETURN QUERY SELECT 2::smallint, ''::text, ARRAY[i.operation, p_session, NULL, NULL],
-                ARRAY[c.revision + i.n, i.unit, v_base + i.n, v_now, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL],
-                ARRAY[i.workload, v_node, NULL], NULL::bytea
-            FROM unnest(p_workloads, p_units, p_operations) WITH ORDINALITY AS i(workload, unit, operation, n);
             c.revision := c.revision + v_written;
             c.token := v_base + v_written;
             c := {schema}.slots_are_back(c, p_workloads, p_units);
             c := {schema}.leave(c);
-            RETURN NEXT ROW(0, 'changed', ARRAY[c.generation],
-                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], NULL, NULL)::{schema}.answer;
+            RETURN NEXT ROW(0, 'granted', ARRAY[c.generation],
+                ARRAY[c.revision, v_now, c.token, {schema}.quiet_left(c, v_now)], ARRAY[v_node], NULL)::{schema}.answer;
             RETURN;
         EXCEPTION WHEN unique_violation THEN
-            -- Nothing is written, nothing is answered yet: `c` is set only after the last statement that can fail so.
+            -- Nothing is written: only the insertion fails so, and `c` is as it was.
             NULL;
         END;
     END IF;
@@ -804,7 +805,8 @@ BEGIN
         c.revision := c.revision + 1;
         IF p_now THEN
             UPDATE {schema}.session x SET held_count = greatest(x.held_count - 1, 0),
-                held_digest = (x.held_digest + 4294967291 - was.factor * (was.token % 1048573 + 1) % 4294967291) % 4294967291
+                held_digest = (x.held_digest + 4294967291
+                    - was.factor * (was.token % 1048573 + 1) % 4294967291) % 4294967291
             WHERE x.cluster = c.id AND x.id = was.holder;
             UPDATE {schema}.slot x SET force = p_of, revision = c.revision, holder = NULL, node = NULL,
                 freed_at = c.touched_at, offer_id = NULL, offer_to = NULL, offer_expires_at = NULL,
