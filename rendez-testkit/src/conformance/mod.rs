@@ -24,6 +24,7 @@
 
 mod case;
 mod cases;
+pub mod differential;
 mod fixture;
 mod record;
 mod run;
