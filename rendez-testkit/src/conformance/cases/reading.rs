@@ -228,7 +228,7 @@ async fn no_change_of_concurrent_writers_is_missed(stage: Stage) -> Outcome {
         let stage = stage.again().await?;
         writing.spawn(async move {
             let session = stage.open(&format!("n{number}")).await?;
-            let mut token = vec![NONE; 3];
+            let mut token = [NONE; 3];
             for round in 0..ROUNDS {
                 let unit = round % 3;
                 let at = slot(number * 10 + unit)?;
