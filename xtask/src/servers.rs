@@ -1,7 +1,8 @@
 //! The server programs that tests start, and how a machine gets them.
 
-use std::path::Path;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use crate::{Failure, run};
 
@@ -49,6 +50,63 @@ pub(crate) fn ensure() -> Result<(), Failure> {
     match still {
         Some(program) => Err(Failure(format!("{program} is missing even after the installation"))),
         None => Ok(()),
+    }
+}
+
+/// Servers that all test programs share, since they start slowly: gone when this is dropped.
+pub(crate) struct Shared {
+    processes: Vec<Child>,
+    /// The variables that name them.
+    pub(crate) variables: Vec<(&'static str, String)>,
+}
+
+/// What `rendez-servers` calls them, and the variable that names each. One that is set already is left alone.
+const SHARED: &[(&str, &str)] =
+    &[("redis-sentinel", "RENDEZ_TEST_REDIS_SENTINEL_URL"), ("redis-cluster", "RENDEZ_TEST_REDIS_CLUSTER_URL")];
+
+impl Shared {
+    /// Starts them; returns when they answer.
+    pub(crate) fn start() -> Result<Self, Failure> {
+        run::step(run::cargo(&["build", "--workspace", "--all-features", "--bin", "rendez-servers"]))?;
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| run::root().join("target"), PathBuf::from);
+        let mut shared = Self { processes: Vec::new(), variables: Vec::new() };
+        for (name, variable) in SHARED {
+            if std::env::var_os(variable).is_some() {
+                continue;
+            }
+            let failed = |error: std::io::Error| Failure(format!("`rendez-servers {name}` did not start: {error}"));
+            let mut command = Command::new(target.join("debug/rendez-servers"));
+            let command = command.arg(name).current_dir(run::root()).stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut process = command.spawn().map_err(failed)?;
+            let out = process.stdout.take();
+            shared.processes.push(process);
+            // Its first line is the address; an empty one is the last.
+            let mut url = String::new();
+            for line in out.into_iter().flat_map(|out| BufReader::new(out).lines()) {
+                let line = line.map_err(failed)?;
+                if line.is_empty() {
+                    break;
+                }
+                if url.is_empty() {
+                    url = line;
+                }
+            }
+            if url.trim().is_empty() {
+                return Err(Failure(format!("`rendez-servers {name}` named no address")));
+            }
+            shared.variables.push((variable, url.trim().to_owned()));
+        }
+        Ok(shared)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // Its servers end with it. An error says that it has ended before.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 
