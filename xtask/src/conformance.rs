@@ -101,7 +101,9 @@ fn programs(arguments: &[String], mut seen: impl FnMut(&Line)) -> Result<(Vec<Li
                 lines.push(line);
             }
             // The failures, each with its last requests.
-            None if !text.is_empty() && !text.starts_with("running ") => println!("{text}"),
+            None if !text.is_empty() && !["running ", "test result: ok"].iter().any(|it| text.starts_with(it)) => {
+                println!("{text}");
+            }
             None => {}
         }
     }

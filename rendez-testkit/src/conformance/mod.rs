@@ -3,17 +3,25 @@
 //! A store's crate brings a [`Fixture`] and a test program without harness:
 //!
 //! ```no_run
-//! # struct MyStore;
+//! use std::process::ExitCode;
+//! use rendez_testkit::conformance::{self, Fixture};
+//!
+//! # fn my_store() -> impl Fixture { NoStore }
+//! # struct NoStore;
 //! # #[async_trait::async_trait]
-//! # impl rendez_testkit::conformance::Fixture for MyStore {
-//! #     fn name(&self) -> &str { "mine" }
-//! #     fn lacks(&self, _: rendez_testkit::conformance::Fault) -> Option<&'static str> { None }
-//! #     fn patience(&self) -> std::time::Duration { std::time::Duration::from_secs(1) }
-//! #     async fn store(&self) -> Result<std::sync::Arc<dyn rendez_core::LeaseStore>, rendez_testkit::conformance::Trouble> { todo!() }
-//! #     async fn own_server(&self) -> Result<Box<dyn rendez_testkit::conformance::OwnServer>, rendez_testkit::conformance::Trouble> { todo!() }
+//! # impl Fixture for NoStore {
+//! #     fn name(&self) -> &str { "none" }
+//! #     fn lacks(&self, _: conformance::Fault) -> Option<&'static str> { Some("it is no store") }
+//! #     fn patience(&self) -> std::time::Duration { std::time::Duration::ZERO }
+//! #     async fn store(&self) -> Result<std::sync::Arc<dyn rendez_core::LeaseStore>, conformance::Trouble> {
+//! #         Err("it is no store".into())
+//! #     }
+//! #     async fn own_server(&self) -> Result<Box<dyn conformance::OwnServer>, conformance::Trouble> {
+//! #         Err("it is no store".into())
+//! #     }
 //! # }
-//! fn main() -> std::process::ExitCode {
-//!     rendez_testkit::conformance::main(vec![Box::new(MyStore)])
+//! fn main() -> ExitCode {
+//!     conformance::main(vec![Box::new(my_store())])
 //! }
 //! ```
 //!
@@ -24,6 +32,7 @@
 
 mod case;
 mod cases;
+pub mod differential;
 mod fixture;
 mod record;
 mod run;

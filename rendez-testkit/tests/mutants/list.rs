@@ -786,14 +786,21 @@ pub(crate) static MUTANTS: &[Mutant] = &[
     Mutant { name: "has a watch and says that it has none", capabilities: |it| it.watch = false, ..FAITHFUL },
     Mutant {
         name: "repeats tokens after a deletion",
-        // A slot that was deleted begins again where the first one began.
+        // A slot of a workload that was deleted begins again where the first one began.
+        administer: |cluster, now, request| {
+            if matches!(request, AdminRequest::Put { key: RecordKey::Workload(_), record: None, .. }) {
+                cluster.count = 1;
+            }
+            cluster.model.administer(now, &request)
+        },
         change: |cluster, now, request| {
-            let fresh: Vec<_> =
-                request.changes.iter().map(|change| cluster.model.slot(&change.slot).is_none()).collect();
+            let fresh = |cluster: &Cluster, change: &SlotChange| cluster.model.slot(&change.slot).is_none();
+            let fresh: Vec<_> = request.changes.iter().map(|change| fresh(cluster, change)).collect();
             let mut reply = cluster.model.change(now, &request)?;
             for (place, outcome) in reply.outcomes.iter_mut().enumerate() {
                 if let ChangeOutcome::Done(Some(record)) = outcome
                     && fresh[place]
+                    && cluster.count == 1
                 {
                     record.token = FencingToken::new(1);
                 }

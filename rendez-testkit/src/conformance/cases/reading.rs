@@ -242,7 +242,9 @@ async fn no_change_of_concurrent_writers_is_missed(stage: Stage) -> Outcome {
         });
     }
     let ended = Arc::new(AtomicBool::new(false));
-    let reading = tokio::spawn({
+    // A set, so that the reader ends with the case, however that ends.
+    let mut reading = tokio::task::JoinSet::new();
+    reading.spawn({
         let (stage, ended) = (stage.again().await?, Arc::clone(&ended));
         async move {
             loop {
@@ -258,7 +260,8 @@ async fn no_change_of_concurrent_writers_is_missed(stage: Stage) -> Outcome {
         written?;
     }
     ended.store(true, Ordering::SeqCst);
-    let told = reading.await.map_err(Failure::new)??;
+    let Some(told) = reading.join_next().await else { return Err(Failure::new("the reader is gone")) };
+    let told = told.map_err(Failure::new)??;
     ensure_eq!(told, stage.view().await?, "what was told bit by bit, and what is");
     Ok(())
 }
