@@ -9,8 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod etcd;
+mod etcd_cluster;
 mod guarded;
 mod port;
+mod program;
 mod redis;
 mod redis_cluster;
 mod redis_sentinel;
@@ -18,6 +21,8 @@ mod resp;
 mod tls;
 mod wait;
 
+pub use etcd::{EtcdRight, EtcdServer, EtcdServerBuilder, EtcdVersion};
+pub use etcd_cluster::{EtcdCluster, EtcdClusterBuilder};
 pub use guarded::GuardedProcess;
 pub use port::PortLease;
 pub use redis::{RedisServer, RedisServerBuilder, Restart};
@@ -29,6 +34,11 @@ pub use wait::{READY_BOUND, wait_until};
 
 /// What to type where Redis is missing on Debian.
 pub const INSTALL_REDIS: &str = "apt-get install -y redis-server redis-sentinel redis-tools";
+
+/// What to type where etcd is missing on Debian.
+pub const INSTALL_ETCD: &str = "apt-get install -y etcd-server etcd-client";
+/// What to type where the newer etcd is missing: no package of Debian brings it.
+pub const INSTALL_NEWER_ETCD: &str = "cargo xtask servers";
 
 /// Why a server could not be started, broken or asked.
 #[derive(Debug, thiserror::Error)]
@@ -128,11 +138,19 @@ mod tests {
 
     /// Compiling it is the test: everything can be awaited in a task of its own.
     #[allow(dead_code)]
-    fn futures_are_send(server: &mut RedisServer, set: &mut RedisSentinelSet, cluster: &RedisCluster) {
+    fn futures_are_send(
+        server: &mut RedisServer,
+        set: &mut RedisSentinelSet,
+        cluster: &RedisCluster,
+        etcd: &mut EtcdServer,
+    ) {
         fn is_send<T: Send>(_: T) {}
         is_send(RedisServer::builder().start());
         is_send(RedisSentinelSet::builder().start());
         is_send(RedisCluster::builder().start());
+        is_send(EtcdServer::builder().start());
+        is_send(EtcdCluster::builder().start());
+        is_send(etcd.restart(Restart::Empty));
         is_send(server.restart(Restart::Empty));
         is_send(server.start_replica());
         is_send(server.info("role"));

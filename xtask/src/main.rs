@@ -18,6 +18,7 @@ usage: cargo xtask CHORE
 
   test [ARGUMENT...]     installs what the tests need where it can, then runs all tests; arguments go to the runner
   check                  formatting, lints, documentation, architecture
+  servers                installs what builds and tests need where it can, and nothing else
   architecture           only the architecture: what may depend on what, and what the core may use
   measure [NAME...]      prints measurements; without a name, all of them; `measure list` lists them
 ";
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["test", ref arguments @ ..] => test::test(arguments),
         ["check"] => check(),
+        ["servers"] => servers::ensure(),
         ["architecture"] => architecture::check(),
         ["measure", ref names @ ..] => measure::measure(names),
         [] | ["help" | "-h" | "--help"] => {
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn check() -> Result<(), Failure> {
+    servers::ensure_tools()?;
     run::component("fmt", "rustfmt")?;
     run::component("clippy", "clippy")?;
     run::step(run::cargo(&["fmt", "--all", "--check"]))?;

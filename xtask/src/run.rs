@@ -11,6 +11,13 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// The target directory, wherever cargo was told to have it: this program stands in the folder of a profile in there.
+pub(crate) fn target() -> Result<PathBuf, Failure> {
+    let this = std::env::current_exe().map_err(|error| Failure(format!("where this program is: {error}")))?;
+    let target = this.ancestors().nth(2).map(Path::to_owned);
+    target.ok_or_else(|| Failure(format!("{} stands in no target directory", this.display())))
+}
+
 /// A cargo command at the root of the workspace, with the cargo that runs this.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -18,7 +18,7 @@ use super::{INSTALL_REDIS, ServerError, find_program, log_tail};
 const URL_VARIABLE: &str = "RENDEZ_TEST_REDIS_URL";
 /// The harness' own user: it works whatever a test does to the others. Any password is right.
 pub(super) const HARNESS_USER: &str = "rendez-testkit";
-const START_ATTEMPTS_MAX: usize = 8;
+pub(super) const START_ATTEMPTS_MAX: usize = 8;
 
 /// What a restarted server finds on its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -442,7 +442,7 @@ fn spawn(folder: &Path) -> Result<GuardedProcess, ServerError> {
     GuardedProcess::spawn(&command, folder)
 }
 
-fn wipe(data: &Path) -> Result<(), ServerError> {
+pub(super) fn wipe(data: &Path) -> Result<(), ServerError> {
     let what = || ServerError::io(format!("wipe {}", data.display()));
     fs::remove_dir_all(data).map_err(what())?;
     fs::create_dir(data).map_err(what())
@@ -463,7 +463,7 @@ fn quoted(word: &str) -> String {
 }
 
 /// A part of a URL, with every byte that could mean something escaped.
-fn url_part(part: &str) -> String {
+pub(super) fn url_part(part: &str) -> String {
     let mut text = String::new();
     for byte in part.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
