@@ -150,7 +150,8 @@ enum Request {
 }
 
 struct Pair {
-    store: EtcdStore,
+    /// Two handles, each with its own mirror: requests go through either.
+    stores: [EtcdStore; 2],
     cluster: ClusterName,
     model: StoreModel,
     etcd: Side,
@@ -159,6 +160,7 @@ struct Pair {
     operations: u128,
     last: Option<(Request, Request)>,
     now: u64,
+    turns: u16,
     met: BTreeSet<String>,
 }
 
@@ -377,7 +379,8 @@ impl Pair {
     async fn send(&mut self, requests: &(Request, Request)) -> Result<(), TestCaseError> {
         self.now += 1000;
         let now = StoreTime::from_micros(self.now);
-        let (store, cluster) = (self.store.clone(), self.cluster.clone());
+        self.turns = self.turns.wrapping_mul(25_173).wrapping_add(13_849);
+        let (store, cluster) = (self.stores[usize::from(self.turns >> 15)].clone(), self.cluster.clone());
         let etcd = match &requests.0 {
             Request::Call(call) => answer(&store, &cluster, call).await.map(Answered::Reply),
             Request::Admin(request) => store.administer(&cluster, request).await.map(Answered::Admin),
@@ -407,7 +410,7 @@ impl Pair {
         let mut cursor = None;
         loop {
             let request = SnapshotRequest { known: etcd.clone(), session: None, cursor };
-            let page = self.store.snapshot(&self.cluster, &request).await.unwrap();
+            let page = self.stores[0].snapshot(&self.cluster, &request).await.unwrap();
             items.extend(page.items);
             cursor = page.next;
             if cursor.is_none() {
@@ -525,13 +528,19 @@ fn etcd_answers_as_the_model_does() {
     let result = TestRunner::new(config).run(&prop::collection::vec(step(), 1..120), |steps| {
         number.set(number.get() + 1);
         runtime.block_on(async {
-            let store = EtcdStore::connect(&server.url(), options()).await.unwrap();
-            let mut capabilities = store.capabilities();
+            let connect = async || EtcdStore::connect(&server.url(), options()).await.unwrap();
+            let stores = [connect().await, connect().await];
+            let cluster = ClusterName::new(format!("case {}", number.get())).unwrap();
+            for store in &stores {
+                let request = SnapshotRequest { known: Known::default(), session: None, cursor: None };
+                store.snapshot(&cluster, &request).await.unwrap();
+            }
+            let mut capabilities = stores[0].capabilities();
             // Only that heartbeats of the model tell as much at once.
             capabilities.changes_max = 512;
             let mut pair = Pair {
-                store,
-                cluster: ClusterName::new(format!("case {}", number.get())).unwrap(),
+                stores,
+                cluster,
                 model: StoreModel::new(number.get().into(), capabilities),
                 etcd: Side::default(),
                 own: Side::default(),
@@ -539,6 +548,7 @@ fn etcd_answers_as_the_model_does() {
                 operations: 0,
                 last: None,
                 now: 1_000_000,
+                turns: 0,
                 met: BTreeSet::new(),
             };
             for (at, step) in steps.iter().enumerate() {
