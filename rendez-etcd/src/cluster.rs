@@ -238,6 +238,7 @@ impl Shared {
         let at = |kv: &Option<KeyValue>| kv.as_ref().map_or(0, KeyValue::mod_revision);
         let seen = Seen {
             revision: answer.revision,
+            generation: meta.as_ref().map(|meta| meta.value.lineage.generation()),
             head: at(&head),
             meta: meta.as_ref().map_or(0, |meta| meta.revision),
             quiet: at(&quiet),
@@ -264,7 +265,10 @@ impl Shared {
             let before = self.read(|picture| (picture.meta.clone(), picture.head, picture.reached));
             let look = self.look(link, session).await?;
             let went_back = self.went_back(&before, &look);
-            // The settings, for a quiet time; a picture is not asked, for it may be of other data.
+            if went_back || look.seen.revision < before.2 {
+                // A watch from here on would wait for a revision that is far off.
+                self.read_anew();
+            }
             let fresh = Generation::from_bits(fastrand::u128(1..));
             let clock = self.now(StoreTime::default()).as_micros();
             let seen = self.read(|picture| (picture.mirror.token().get(), picture.mirror.revision().0));
@@ -286,11 +290,6 @@ impl Shared {
                 self.settle(&look).await?;
                 return Ok(look);
             };
-            if look.meta.is_some() && verdict.quiet.is_some() {
-                // The quiet time is counted from the records: they must be those of this data.
-                self.with(|picture| picture.reload |= went_back);
-                self.suspect_if(went_back);
-            }
             if verdict.meta.lineage.generation() == fresh && look.meta.is_some() {
                 tracing::warn!(
                     server = self.connector.name,
@@ -308,15 +307,11 @@ impl Shared {
             set_stage(stage, Stage::Writing);
             self.send(link, Txn::new().when([same]).and_then(puts), Stage::Writing).await?;
             set_stage(stage, Stage::Reading);
-            if went_back {
-                self.with(|picture| picture.reload = true);
-                self.suspect.notify_one();
-            }
         }
     }
 
-    fn suspect_if(&self, suspect: bool) {
-        if suspect {
+    fn read_anew(&self) {
+        if !self.with(|picture| std::mem::replace(&mut picture.reload, true)) {
             self.suspect.notify_one();
         }
     }

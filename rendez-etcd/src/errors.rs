@@ -88,6 +88,10 @@ fn is_certificate(text: &str) -> bool {
     text.contains("certificate") || text.contains("received fatal alert") || text.contains("BadSignature")
 }
 
+fn was_closed(text: &str) -> bool {
+    ["connection closed", "broken pipe", "Broken pipe", "reset by peer", "unexpected EOF"].iter().any(|it| text.contains(it))
+}
+
 fn speaks_no_grpc(text: &str) -> bool {
     ["frame with invalid size", "invalid preface", "mapped from HTTP status", "compression flag", "corrupt"]
         .iter()
@@ -106,6 +110,9 @@ fn classify(error: &Error, text: &str, stage: Stage) -> (ErrorKind, &'static str
     }
     if stage == Stage::Connecting && speaks_no_grpc(text) {
         return (ErrorKind::Fatal, ": is it an etcd server, and its port for clients?");
+    }
+    if stage == Stage::Connecting && was_closed(text) {
+        return (broken, ": is it an etcd server, and does it want TLS or a client's certificate?");
     }
     let Some(code) = grpc_code(error) else {
         return match error {

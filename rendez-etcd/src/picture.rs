@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use etcd_client::{EventType, KeyValue};
-use rendez_core::{Change, Mirror, Revision, SessionId, StoreError, Versioned, WatchHint};
+use rendez_core::{Change, Generation, Mirror, Revision, SessionId, StoreError, Versioned, WatchHint};
 
 use crate::encode::{self, Meta};
 use crate::errors::again;
@@ -69,6 +69,10 @@ impl Picture {
         self.meta.as_ref().map_or(0, |meta| meta.revision)
     }
 
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        self.meta.as_ref().map(|meta| meta.value.lineage.generation())
+    }
+
     pub(crate) fn quiet_revision(&self) -> i64 {
         self.quiet.map_or(0, |quiet| quiet.revision)
     }
@@ -97,7 +101,7 @@ impl Picture {
 
     /// Everything there is, at one revision.
     pub(crate) fn load(&mut self, keys: &Keys, revision: i64, all: &[KeyValue]) {
-        let generation = self.meta.as_ref().map(|meta| meta.value.lineage.generation());
+        let generation = self.generation();
         let before = std::mem::replace(self, Self::new());
         let mut changes = Vec::new();
         for kv in all {
@@ -108,7 +112,7 @@ impl Picture {
                 None => {}
             }
         }
-        let same = self.meta.as_ref().map(|meta| meta.value.lineage.generation()) == generation;
+        let same = self.generation() == generation;
         if same && before.mirror.revision() <= Revision(unsigned(revision)) {
             self.mirror = before.mirror;
         }
@@ -164,8 +168,7 @@ impl Picture {
         Ok(match name {
             Name::Meta => {
                 let meta = encode::meta(value)?;
-                let generation = self.meta.as_ref().map(|before| before.value.lineage.generation());
-                if generation.is_some_and(|before| before != meta.lineage.generation()) {
+                if self.generation().is_some_and(|before| before != meta.lineage.generation()) {
                     self.reload = true;
                 }
                 self.meta = Some(Written { value: meta, revision: at });
@@ -226,7 +229,7 @@ impl Picture {
     /// Whether it shows everything that a linearizable read has found. Sessions only come by writes that move the head,
     /// so an equal head and an equal number of sessions are the same sessions.
     pub(crate) fn shows(&self, seen: &Seen) -> bool {
-        if !self.loaded || self.reload {
+        if !self.loaded || self.reload || self.generation() != seen.generation {
             return false;
         }
         unsigned(seen.revision) <= self.mirror.revision().0
@@ -245,6 +248,7 @@ impl Picture {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) revision: i64,
+    pub(crate) generation: Option<Generation>,
     pub(crate) head: i64,
     pub(crate) meta: i64,
     pub(crate) quiet: i64,
