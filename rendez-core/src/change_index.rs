@@ -55,13 +55,7 @@ pub(crate) struct ChangeIndex {
 impl ChangeIndex {
     /// An empty index that knows of every change after `floor`.
     pub(crate) fn new(tombstones_max: usize, floor: Revision) -> Self {
-        Self {
-            keys: BTreeSet::new(),
-            latest: BTreeMap::new(),
-            tombstones: BTreeSet::new(),
-            tombstones_max,
-            floor,
-        }
+        Self { keys: BTreeSet::new(), latest: BTreeMap::new(), tombstones: BTreeSet::new(), tombstones_max, floor }
     }
 
     /// Notes that the key was written at this revision, not lower than its last.

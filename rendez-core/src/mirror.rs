@@ -410,16 +410,18 @@ mod tests {
         let mut at = 1;
         let mut put = |mirror: &mut Mirror, record: SlotRecord| {
             at += 1;
-            mirror.apply(Revision(at), vec![Change::Slot(slot(0), Some(SlotRecord { revision: Revision(at), ..record }))])
+            mirror
+                .apply(Revision(at), vec![Change::Slot(slot(0), Some(SlotRecord { revision: Revision(at), ..record }))])
         };
         let (to, giver) = (WatchHint::Session(session(2)), WatchHint::Session(session(1)));
         assert_eq!(put(&mut mirror, held(1, 1, 0)), []);
         assert_eq!(put(&mut mirror, offered(2, false, held(1, 1, 0))), [to]);
         assert_eq!(put(&mut mirror, offered(2, true, held(1, 1, 0))), [giver]);
         assert_eq!(put(&mut mirror, held(2, 2, 0)), [to]);
-        assert_eq!(put(&mut mirror, SlotRecord { force: Some(FencingToken::new(2)), ..held(2, 2, 0) }), [
-            WatchHint::Everyone
-        ]);
+        assert_eq!(
+            put(&mut mirror, SlotRecord { force: Some(FencingToken::new(2)), ..held(2, 2, 0) }),
+            [WatchHint::Everyone]
+        );
         assert_eq!(put(&mut mirror, SlotRecord { holder: None, ..held(2, 2, 0) }), [WatchHint::Everyone]);
         assert_eq!(put(&mut mirror, offered(2, false, held(1, 3, 0))), [to]);
         // Refused or taken back: the giver looks.

@@ -47,7 +47,8 @@ impl Bench {
                 _ => "KV",
             };
             let kind = if method == "LeaseKeepAlive" { "bidi_stream" } else { "unary" };
-            let labels = format!("grpc_method=\"{method}\",grpc_service=\"etcdserverpb.{service}\",grpc_type=\"{kind}\"");
+            let labels =
+                format!("grpc_method=\"{method}\",grpc_service=\"etcdserverpb.{service}\",grpc_type=\"{kind}\"");
             metric(&format!("grpc_server_msg_received_total{{{labels}}}")).await
         };
         let mut calls = 0.0;

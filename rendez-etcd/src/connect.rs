@@ -45,7 +45,7 @@ impl Link {
 enum Source {
     Members(Address),
     /// The user's own client finds its members by itself.
-    Given(Client),
+    Given(Box<Client>),
 }
 
 struct Current {
@@ -79,7 +79,7 @@ impl Connector {
     }
 
     pub(crate) fn given(client: Client, options: EtcdOptions) -> Arc<Self> {
-        Self::new(Source::Given(client), options, "the given client's address".to_owned(), 0)
+        Self::new(Source::Given(Box::new(client)), options, "the given client's address".to_owned(), 0)
     }
 
     fn new(source: Source, options: EtcdOptions, name: String, member: usize) -> Arc<Self> {

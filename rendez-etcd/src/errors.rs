@@ -80,7 +80,9 @@ pub(crate) fn is_compacted(error: &Error) -> bool {
 
 /// Nothing was sent: nobody took the connection.
 fn was_not_sent(text: &str) -> bool {
-    ["tcp connect error", "dns error", "Connection refused", "no leader", "not capable"].iter().any(|it| text.contains(it))
+    ["tcp connect error", "dns error", "Connection refused", "no leader", "not capable"]
+        .iter()
+        .any(|it| text.contains(it))
 }
 
 /// The server's certificate, or ours, was not taken.
@@ -89,7 +91,9 @@ fn is_certificate(text: &str) -> bool {
 }
 
 fn was_closed(text: &str) -> bool {
-    ["connection closed", "broken pipe", "Broken pipe", "reset by peer", "unexpected EOF"].iter().any(|it| text.contains(it))
+    ["connection closed", "broken pipe", "Broken pipe", "reset by peer", "unexpected EOF"]
+        .iter()
+        .any(|it| text.contains(it))
 }
 
 fn speaks_no_grpc(text: &str) -> bool {

@@ -228,8 +228,18 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_url_is_said_without_the_password() {
         for url in [
-            "redis://h", "h:2379", "etcd://", "etcd://,", "etcd://h:0", "etcd://h:x", "etcd://h/p?x=1", "etcd://h#p",
-            "etcd://hidden@h", "etcd://u:hidden%@h", "etcd://u:hidden@h o", "etcd://u:hidden@h:99999",
+            "redis://h",
+            "h:2379",
+            "etcd://",
+            "etcd://,",
+            "etcd://h:0",
+            "etcd://h:x",
+            "etcd://h/p?x=1",
+            "etcd://h#p",
+            "etcd://hidden@h",
+            "etcd://u:hidden%@h",
+            "etcd://u:hidden@h o",
+            "etcd://u:hidden@h:99999",
         ] {
             let Err(error) = Address::parse(url) else { panic!("{url} was accepted") };
             assert_eq!(error.kind(), ErrorKind::Fatal, "{url}");

@@ -272,8 +272,7 @@ impl Work {
                 revision: Revision(0),
             };
             let value = encode::json(&SessionValue { opened_by: request.operation, record })?;
-            let node =
-                NodeValue { session, incarnation: request.incarnation, opened_by: request.operation, ttl };
+            let node = NodeValue { session, incarnation: request.incarnation, opened_by: request.operation, ttl };
             let with_lease = || Some(PutOptions::new().with_lease(lease));
             let mut then = vec![
                 TxnOp::put(keys.session(session), value, with_lease()),
@@ -466,11 +465,8 @@ impl Work {
                 continue;
             };
             let txn = std::mem::take(&mut plan.txn);
-            let answer = if plan.writes {
-                self.write(txn).await?
-            } else {
-                shared.send(&self.link, txn, Stage::Writing).await?
-            };
+            let answer =
+                if plan.writes { self.write(txn).await? } else { shared.send(&self.link, txn, Stage::Writing).await? };
             if answer.succeeded {
                 let revision = answer.revision;
                 shared.with(|picture| picture.reach(revision));
@@ -541,8 +537,7 @@ impl Work {
         let keys = &shared.keys;
         loop {
             self.enter(&Known::default(), None).await?;
-            let (before, meta) =
-                shared.read(|picture| (picture.mirror.record(key).cloned(), picture.meta_revision()));
+            let (before, meta) = shared.read(|picture| (picture.mirror.record(key).cloned(), picture.meta_revision()));
             let revision = before.as_ref().map_or(Revision(0), |before| before.revision);
             if expect.is_some_and(|expect| expect != revision) {
                 return Ok(self.done(false));
@@ -557,11 +552,7 @@ impl Work {
             }
             let name = keys.record(key);
             let mut same = vec![
-                Compare::mod_revision(
-                    name.clone(),
-                    CompareOp::Equal,
-                    i64::try_from(revision.0).unwrap_or(i64::MAX),
-                ),
+                Compare::mod_revision(name.clone(), CompareOp::Equal, i64::try_from(revision.0).unwrap_or(i64::MAX)),
                 Compare::mod_revision(keys.meta(), CompareOp::Equal, meta),
             ];
             let mut then = vec![TxnOp::put(keys.head(), Vec::new(), None)];
@@ -644,7 +635,9 @@ impl Work {
             ];
             let mut then = vec![TxnOp::put(keys.head(), Vec::new(), None)];
             let more = self.delete_slots(workload, &mut same, &mut then)?;
-            if then.len() == 1 || shared.read(|picture| picture.mirror.record(&RecordKey::Workload(workload.clone())).is_some()) {
+            if then.len() == 1
+                || shared.read(|picture| picture.mirror.record(&RecordKey::Workload(workload.clone())).is_some())
+            {
                 return Ok(());
             }
             let answer = self.write(Txn::new().when(same).and_then(then)).await?;
@@ -662,9 +655,8 @@ impl Work {
         let keys = &shared.keys;
         loop {
             self.enter(&Known::default(), None).await?;
-            let (before, meta, time) = shared.read(|picture| {
-                (picture.mirror.slot(slot).cloned(), picture.meta_revision(), picture.mirror.time())
-            });
+            let (before, meta, time) = shared
+                .read(|picture| (picture.mirror.slot(slot).cloned(), picture.meta_revision(), picture.mirror.time()));
             let Some(before) = before else { return Ok(self.done(false)) };
             let record = match before.force(shared.now(time), token, at_once) {
                 Err(_) => return Ok(self.done(false)),

@@ -91,7 +91,8 @@ async fn an_opening_is_retried_refused_and_replaced() {
     let request = open_request("a");
     let (first, _) = opened(world.try_open(request.clone()).await.unwrap());
     assert_eq!(opened(other.try_open(request.clone()).await.unwrap()).0, first, "the same request");
-    let Opening::InUse { session, incarnation, remaining, .. } = other.try_open(open_request("a")).await.unwrap() else {
+    let Opening::InUse { session, incarnation, remaining, .. } = other.try_open(open_request("a")).await.unwrap()
+    else {
         panic!("two sessions of one node")
     };
     assert_eq!((session, incarnation), (first, request.incarnation));
@@ -311,9 +312,8 @@ async fn a_stopped_leader_costs_time_but_no_session_and_its_late_answers_extend_
     patient.operation_timeout = BOUND;
     let at_old = World::on(EtcdStore::connect(&cluster.members[old].url(), patient).await.unwrap());
     let survivor = world.open("survivor").await;
-    let (victim, stamp) = opened(
-        at_old.try_open(OpenRequest { ttl: Duration::from_secs(2), ..open_request("victim") }).await.unwrap(),
-    );
+    let (victim, stamp) =
+        opened(at_old.try_open(OpenRequest { ttl: Duration::from_secs(2), ..open_request("victim") }).await.unwrap());
     at_old.beat(victim).await.unwrap();
     let token = world.acquire(survivor, &slot("w/0"), FencingToken::NONE).await;
     cluster.members[old].stop().unwrap();
@@ -330,10 +330,7 @@ async fn a_stopped_leader_costs_time_but_no_session_and_its_late_answers_extend_
         }
     })
     .await;
-    let again = until("acquiring", async || {
-        world.changes(survivor, vec![(slot("w/0"), token, acquire())]).await
-    })
-    .await;
+    let again = until("acquiring", async || world.changes(survivor, vec![(slot("w/0"), token, acquire())]).await).await;
     assert!(done(again.outcomes.into_iter().next().unwrap()).token > token);
     cluster.members[old].resume().unwrap();
     let late = late.await.unwrap();
@@ -639,11 +636,8 @@ async fn a_reported_token_is_never_granted_again() {
     world.known.token = FencingToken::new(TOKEN_MAX + 1);
     assert_eq!(kind(world.beat(a).await), ErrorKind::Fatal);
     let end = Known { token: FencingToken::new(TOKEN_MAX), ..Known::default() };
-    let request = ChangeRequest {
-        known: end,
-        session: a,
-        changes: vec![SlotChange { slot: at, token: next, kind: acquire() }],
-    };
+    let request =
+        ChangeRequest { known: end, session: a, changes: vec![SlotChange { slot: at, token: next, kind: acquire() }] };
     assert_eq!(kind(other.store.change(&other.cluster, &request).await), ErrorKind::Fatal);
 }
 

@@ -65,7 +65,10 @@ struct Side {
 
 impl Side {
     fn session(&self, id: SessionId) -> String {
-        self.sessions.iter().position(|known| *known == id).map_or("a stranger".to_owned(), |at| format!("session {at}"))
+        self.sessions
+            .iter()
+            .position(|known| *known == id)
+            .map_or("a stranger".to_owned(), |at| format!("session {at}"))
     }
 
     fn learn(&mut self, stamp: &Stamp) {
@@ -137,7 +140,11 @@ impl Side {
                 Change::Record(key, _) => format!("{key:?}"),
             };
             // What others hold comes without its checkpoint; only what everybody sees is compared.
-            if gone { self.view.remove(&key) } else { self.view.insert(key, change.clone()) };
+            if gone {
+                self.view.remove(&key)
+            } else {
+                self.view.insert(key, change.clone())
+            };
         }
         *more
     }
@@ -281,9 +288,8 @@ impl Pair {
                         _ => None,
                     },
                 };
-                let put = |expect| {
-                    Request::Admin(AdminRequest::Put { key: key.clone(), record: record.clone(), expect })
-                };
+                let put =
+                    |expect| Request::Admin(AdminRequest::Put { key: key.clone(), record: record.clone(), expect });
                 Some((put(of(&self.etcd)), put(of(&self.own))))
             }
             Step::Force { unit, token, now } => {
@@ -389,7 +395,8 @@ impl Pair {
             Request::Call(call) => self.model.call(now, call).map(Answered::Reply),
             Request::Admin(request) => self.model.administer(now, request).map(Answered::Admin),
         };
-        if let (Ok(Answered::Reply(Reply::Change(reply))), Request::Call(Call::Change(request))) = (&model, &requests.1) {
+        if let (Ok(Answered::Reply(Reply::Change(reply))), Request::Call(Call::Change(request))) = (&model, &requests.1)
+        {
             for (change, outcome) in request.changes.iter().zip(&reply.outcomes) {
                 self.met.insert(match outcome {
                     ChangeOutcome::Done(_) => word(&change.kind),

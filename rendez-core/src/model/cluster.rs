@@ -7,8 +7,8 @@ use super::{Hints, TOKEN_MAX};
 use crate::change_index::{ChangeIndex, Key};
 use crate::store::{Actor, Decision, Surroundings};
 use crate::{
-    Change, ChangeOutcome, ClusterSettings, FencingToken, Generation, Held, Lineage, NodeId, OperationId, Record, RecordKey,
-    Revision, SessionId, SessionRecord, Slot, SlotChange, SlotRecord, StoreTime, Versioned, WorkloadName,
+    Change, ChangeOutcome, ClusterSettings, FencingToken, Generation, Held, Lineage, NodeId, OperationId, Record,
+    RecordKey, Revision, SessionId, SessionRecord, Slot, SlotChange, SlotRecord, StoreTime, Versioned, WorkloadName,
 };
 
 /// A session and what only the store knows about it.

@@ -31,8 +31,8 @@ use cluster::{Cluster, Quiet, Session};
 use hints::Hints;
 
 use crate::{
-    AdminOutcome, AdminRequest, Beat, Call, Capabilities, ChangeReply, ChangeRequest, CloseRequest, Cursor,
-    Due, ErrorKind, FencingToken, Generation, Heard, HeartbeatRequest, Held, Known, OpenRequest, Opening, Record, RecordKey,
+    AdminOutcome, AdminRequest, Beat, Call, Capabilities, ChangeReply, ChangeRequest, CloseRequest, Cursor, Due,
+    ErrorKind, FencingToken, Generation, Heard, HeartbeatRequest, Held, Known, OpenRequest, Opening, Record, RecordKey,
     Reply, Revision, SessionId, SessionRecord, Slot, SlotRecord, SnapshotPage, SnapshotRequest, Stamp, StoreError,
     StoreTime, Sync, Versioned, WatchHint, quiet_time,
 };
