@@ -26,7 +26,10 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
     tombstones_max: usize,
+    /// Of the last change.
     revision: Revision,
+    /// Nothing changed between `revision` and this one.
+    covered: Revision,
     /// The largest token of any slot that was ever seen.
     token: FencingToken,
     /// The latest moment that any record names as past.
@@ -51,6 +54,7 @@ impl Mirror {
         Self {
             tombstones_max,
             revision: Revision(0),
+            covered: Revision(0),
             token: FencingToken::NONE,
             time: StoreTime::default(),
             sessions: BTreeMap::new(),
@@ -119,13 +123,14 @@ impl Mirror {
         }
         self.index = Some(index);
         self.revision = self.revision.max(at);
+        self.covered = self.covered.max(at);
     }
 
     /// What changed at one revision, all of it. Answers whom that concerns. What is not newer than the mirror is
     /// passed over: a watch may tell a thing twice.
     pub fn apply(&mut self, at: Revision, changes: Vec<Change>) -> Vec<WatchHint> {
         let mut hints = Vec::new();
-        let Some(mut index) = self.index.take_if(|_| at > self.revision) else { return hints };
+        let Some(mut index) = self.index.take_if(|_| at > self.covered) else { return hints };
         for change in changes {
             if let Some(hint) = self.hint(&change)
                 && !hints.contains(&hint)
@@ -135,13 +140,13 @@ impl Mirror {
             self.take(&mut index, at, change);
         }
         self.index = Some(index);
-        self.revision = at;
+        (self.revision, self.covered) = (at, at);
         hints
     }
 
     /// The mirror's keeper knows that nothing changed up to this revision.
     pub fn advance(&mut self, to: Revision) {
-        self.revision = self.revision.max(to);
+        self.covered = self.covered.max(to);
     }
 
     fn take(&mut self, index: &mut ChangeIndex, at: Revision, change: Change) {
@@ -234,10 +239,16 @@ impl Mirror {
 
     // --- answering ---
 
-    /// The revision that it has reached.
+    /// The revision of the last change, or of the load.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The revision up to which it is known to be true: not lower than that of the last change.
+    #[must_use]
+    pub fn covered(&self) -> Revision {
+        self.covered
     }
 
     /// The largest token that it has seen.
@@ -312,7 +323,9 @@ impl Mirror {
     #[must_use]
     pub fn sync(&self, reader: Option<SessionId>, since: Revision, most: usize) -> Sync {
         let Some(index) = &self.index else { return Sync::Snapshot };
-        index.sync(since, self.revision, most, |key| self.read(key, reader))
+        // Another handle may have told a revision at which this mirror has seen no change.
+        let now = if since > self.revision && since <= self.covered { since } else { self.revision };
+        index.sync(since, now, most, |key| self.read(key, reader))
     }
 
     /// A page of all records, for this reader, after the place where the last one ended, and where this one ends if
@@ -442,7 +455,13 @@ mod tests {
         assert!(mirror.slot(&slot(0)).is_some());
         mirror.advance(Revision(9));
         mirror.advance(Revision(7));
-        assert_eq!(mirror.revision(), Revision(9));
+        assert_eq!((mirror.revision(), mirror.covered()), (Revision(5), Revision(9)));
+        let nothing = |up_to| Sync::Changes { changes: Vec::new(), up_to: Revision(up_to), more: false };
+        assert_eq!(mirror.sync(None, Revision(5), 1), nothing(5));
+        assert_eq!(mirror.sync(None, Revision(8), 1), nothing(8));
+        assert_eq!(mirror.sync(None, Revision(10), 1), Sync::Snapshot);
+        mirror.apply(Revision(9), vec![Change::Slot(slot(0), None)]);
+        assert!(mirror.slot(&slot(0)).is_some(), "nothing changed up to there");
     }
 
     #[test]
@@ -526,7 +545,7 @@ mod tests {
                 let record = (step % 2 == 0).then(|| Record::Workload(WorkloadRecord::new(6)));
                 model.administer(now, &AdminRequest::Put { key, record, expect: None }).unwrap();
             }
-            let since = mirror.revision();
+            let since = mirror.covered();
             let told = beat(&mut model, since);
             let Sync::Changes { changes, .. } = told.sync else { panic!("the model forgot") };
             for change in changes {
@@ -535,7 +554,7 @@ mod tests {
                     Change::Slot(_, record) => record.as_ref().map(|record| record.revision),
                     Change::Record(_, record) => record.as_ref().map(|record| record.revision),
                 };
-                let next = Revision(mirror.revision().0 + 1);
+                let next = Revision(mirror.covered().0 + 1);
                 mirror.apply(at.unwrap_or(next), vec![change]);
             }
             mirror.advance(told.stamp.revision);

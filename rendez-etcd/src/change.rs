@@ -103,7 +103,7 @@ pub(crate) fn plan(
         generation_known: request.known.generation == Some(meta.value.lineage.generation()),
     };
     // The revision that the tokens draw from.
-    let reached = unsigned(picture.reached).max(mirror.revision().0);
+    let reached = unsigned(picture.reached).max(mirror.covered().0);
     let lowest = (meta.value.base + reached + 1).max(request.known.token.get() + 1);
     if lowest > TOKEN_MAX - request.changes.len() as u64 {
         return Err(fatal(format!(
@@ -228,7 +228,10 @@ impl Plan {
             })
             .collect();
         let token = self.token;
-        let stamp = shared.read(|picture| shared.stamp(picture, known, revision.0, token));
+        let stamp = shared.read(|picture| {
+            let last = if self.writes { revision } else { picture.mirror.revision() };
+            shared.stamp(picture, known, last.0, token)
+        });
         ChangeReply { stamp, outcomes }
     }
 

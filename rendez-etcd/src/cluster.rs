@@ -271,7 +271,7 @@ impl Shared {
             }
             let fresh = Generation::from_bits(fastrand::u128(1..));
             let clock = self.now(StoreTime::default()).as_micros();
-            let seen = self.read(|picture| (picture.mirror.token().get(), picture.mirror.revision().0));
+            let seen = self.read(|picture| (picture.mirror.token().get(), picture.mirror.covered().0));
             let found = Found {
                 meta: look.meta.as_ref().map(|meta| &meta.value),
                 revision: unsigned(look.seen.revision),
@@ -336,7 +336,7 @@ impl Shared {
             generation: picture.meta.as_ref().map_or(none, |meta| meta.value.lineage.generation()),
             revision: rendez_core::Revision(revision),
             now: self.now(picture.mirror.time()),
-            token: picture.mirror.token().max(known.token).max(token),
+            token: picture.mirror.token().max(known.token).max(token).max(picture.floor()),
             quiet: picture.quiet_left(),
         }
     }

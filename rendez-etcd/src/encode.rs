@@ -20,6 +20,8 @@ pub(crate) struct Meta {
     pub(crate) lineage: Lineage,
     /// No token is above this and the revision that wrote it.
     pub(crate) base: u64,
+    /// The largest token that was set aside: reported by a node, or by a new generation.
+    pub(crate) floor: u64,
     /// etcd's own name for the cluster of servers.
     pub(crate) etcd: u64,
     /// Whether a session was ever opened.

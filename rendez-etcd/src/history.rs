@@ -49,19 +49,24 @@ pub(crate) fn judge(
         let lost = known.generation.is_some();
         known.generation.into_iter().for_each(|reported| lineage.remember(reported));
         let base = clock.max(floor(known.token.get())) + if lost { TOKEN_FLOOR_STEP } else { 0 };
-        let meta =
-            Meta { layout: LAYOUT, lineage, base: base.min(TOKEN_MAX), etcd: found.etcd, opened: false, deletions: 0 };
+        let base = base.min(TOKEN_MAX);
+        let floor = if lost { base + found.revision } else { known.token.get() };
+        let meta = Meta { layout: LAYOUT, lineage, base, floor, etcd: found.etcd, opened: false, deletions: 0 };
         return Some(Verdict { meta, quiet: lost.then_some(quiet_time) });
     };
     let heard = meta.lineage.hear(known);
     let mut after = meta.clone();
-    after.base = after.base.max(floor(known.token.get()));
+    let reported = floor(known.token.get());
+    if reported > after.base {
+        (after.base, after.floor) = (reported, after.floor.max(known.token.get()));
+    }
     if heard == Heard::Unknown || found.went_back || meta.etcd != found.etcd {
         after.lineage.renew(fresh);
         known.generation.into_iter().for_each(|reported| after.lineage.remember(reported));
         let (token, revision) = found.seen;
         after.base = after.base.max(floor(token)).max(floor(meta.base.saturating_add(revision)));
         after.base = (after.base + TOKEN_FLOOR_STEP).min(TOKEN_MAX);
+        after.floor = after.base + found.revision;
         after.etcd = found.etcd;
         return Some(Verdict { meta: after, quiet: Some(quiet_time) });
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use etcd_client::{EventType, KeyValue};
-use rendez_core::{Change, Generation, Mirror, Revision, SessionId, StoreError, Versioned, WatchHint};
+use rendez_core::{Change, FencingToken, Generation, Mirror, Revision, SessionId, StoreError, Versioned, WatchHint};
 
 use crate::encode::{self, Meta};
 use crate::errors::again;
@@ -73,6 +73,11 @@ impl Picture {
         self.meta.as_ref().map(|meta| meta.value.lineage.generation())
     }
 
+    /// No token up to this one is granted again, whether it ever was or not.
+    pub(crate) fn floor(&self) -> FencingToken {
+        FencingToken::new(self.meta.as_ref().map_or(0, |meta| meta.value.floor))
+    }
+
     pub(crate) fn quiet_revision(&self) -> i64 {
         self.quiet.map_or(0, |quiet| quiet.revision)
     }
@@ -113,7 +118,7 @@ impl Picture {
             }
         }
         let same = self.generation() == generation;
-        if same && before.mirror.revision() <= Revision(unsigned(revision)) {
+        if same && before.mirror.covered() <= Revision(unsigned(revision)) {
             self.mirror = before.mirror;
         }
         // The quiet time is counted from when it was first seen.
@@ -138,7 +143,7 @@ impl Picture {
         }
         let mut hints = Vec::new();
         for (revision, events) in revisions {
-            if Revision(unsigned(revision)) <= self.mirror.revision() {
+            if Revision(unsigned(revision)) <= self.mirror.covered() {
                 continue;
             }
             let mut changes = Vec::new();
@@ -154,8 +159,6 @@ impl Picture {
                 }
             }
             let told = self.mirror.apply(Revision(unsigned(revision)), changes);
-            // Records that change nothing for the mirror have moved the cluster all the same.
-            self.mirror.advance(Revision(unsigned(revision)));
             self.reach(revision);
             hints.extend(told);
         }
@@ -232,7 +235,7 @@ impl Picture {
         if !self.loaded || self.reload || self.generation() != seen.generation {
             return false;
         }
-        unsigned(seen.revision) <= self.mirror.revision().0
+        unsigned(seen.revision) <= self.mirror.covered().0
             || (self.head == seen.head
                 && self.meta_revision() == seen.meta
                 && self.quiet_revision() == seen.quiet

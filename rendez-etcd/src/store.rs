@@ -191,7 +191,7 @@ impl Work {
     /// Waits until the picture shows a write of one's own.
     async fn see(&self, revision: i64) -> Result<(), StoreError> {
         let seen = Revision(unsigned(revision));
-        self.shared().wait(|picture| (!picture.reload && picture.mirror.revision() >= seen).then_some(())).await
+        self.shared().wait(|picture| (!picture.reload && picture.mirror.covered() >= seen).then_some(())).await
     }
 
     // --- opening ---
@@ -605,7 +605,7 @@ impl Work {
             }
             // No session has come or told anything about itself: none declares the workload now.
             let (from, to) = keys.sessions();
-            let last = i64::try_from(mirror.revision().0).unwrap_or(i64::MAX);
+            let last = i64::try_from(mirror.covered().0).unwrap_or(i64::MAX);
             same.push(Compare::mod_revision(from, CompareOp::Less, last.saturating_add(1)).with_range(to));
             for (slot, record) in doomed {
                 let at = i64::try_from(record.revision.0).unwrap_or(i64::MAX);

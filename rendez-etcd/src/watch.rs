@@ -51,7 +51,7 @@ async fn follow_once(shared: &Shared, wait: &mut Duration) -> Result<(), StoreEr
         load(shared, &link).await?;
         *wait = WAIT_MIN;
     }
-    let from = shared.read(|picture| picture.mirror.revision().0) + 1;
+    let from = shared.read(|picture| picture.mirror.covered().0) + 1;
     let (start, end) = shared.keys.range();
     let options = WatchOptions::new().with_range(end).with_start_revision(i64::try_from(from).unwrap_or(i64::MAX));
     let limit = shared.connector.options.connect_timeout;

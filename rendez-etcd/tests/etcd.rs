@@ -445,9 +445,8 @@ async fn tls_needs_the_right_authority() {
     let files = server.tls().unwrap();
     let read = |path: &std::path::Path| std::fs::read(path).unwrap();
     let mut good = options();
-    let mut tls = TlsFiles::default();
-    tls.authorities = Some(read(&files.ca));
-    tls.client = Some((read(&files.client_cert), read(&files.client_key)));
+    let client = Some((read(&files.client_cert), read(&files.client_key)));
+    let tls = TlsFiles { authorities: Some(read(&files.ca)), client };
     good.tls = Some(tls.clone());
     let store = EtcdStore::connect(&server.url(), good).await.unwrap();
     let world = World::on(store);

@@ -1,5 +1,6 @@
 //! What tests of rendez need: real servers that break on demand, a network that does, and a judge.
 //!
+//! - [`conformance`] asks any store whether it keeps the store contract;
 //! - [`servers`] starts real servers on free ports and stops, kills and restarts them;
 //! - [`proxy`] stands in front of any address and delays, cuts, freezes or loses;
 //! - [`records`] is what runners write down themselves, and [`checker`] tells from it whether the promises held;
@@ -14,6 +15,7 @@
 pub mod agents;
 pub mod checker;
 pub mod clock;
+pub mod conformance;
 mod encoding;
 pub mod measure;
 pub mod probe;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 mod architecture;
+mod conformance;
 mod measure;
 mod run;
 mod servers;
@@ -17,6 +18,8 @@ const USAGE: &str = "\
 usage: cargo xtask CHORE
 
   test [ARGUMENT...]     installs what the tests need where it can, then runs all tests; arguments go to the runner
+  conformance [--store NAME] [--list]
+                         puts the stores through the conformance suite, or lists its cases
   check                  formatting, lints, documentation, architecture
   servers                installs what builds and tests need where it can, and nothing else
   architecture           only the architecture: what may depend on what, and what the core may use
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
         ["test", ref arguments @ ..] => test::test(arguments),
+        ["conformance", ref words @ ..] => conformance::conformance(words),
         ["check"] => check(),
         ["servers"] => servers::ensure(),
         ["architecture"] => architecture::check(),
