@@ -197,7 +197,10 @@ impl Work {
     // --- opening ---
 
     async fn open(self, request: &OpenRequest) -> Result<Opening, StoreError> {
-        self.enter(&request.known, None).await?;
+        // Out of time, an opening is asked again with the same operation, whichever step it had reached.
+        set_stage(&self.stage, Stage::Writing);
+        let steps = StageCell::new(Stage::Writing);
+        self.shared().enter(&self.link, &request.known, None, &self.capabilities, &steps).await?;
         // A lease that was granted and is not used yet.
         let mut granted: Option<(i64, u64)> = None;
         let opening = self.open_with(request, &mut granted).await;
@@ -565,6 +568,9 @@ impl Work {
                     }
                     if let RecordKey::Workload(workload) = key {
                         more = self.delete_slots(workload, &mut same, &mut then)?;
+                    }
+                    if then.len() == 1 {
+                        return Ok(self.done(true));
                     }
                 }
             }

@@ -12,8 +12,6 @@ use rendez_testkit::servers::{EtcdCluster, EtcdRight, EtcdServer, PortLease, Res
 use tokio::sync::OnceCell;
 
 const PASSWORD: &str = "right";
-/// Small enough that a case fills it in no time.
-const QUOTA_BYTES: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(4);
 
 fn options(operation_timeout: Duration) -> EtcdOptions {
@@ -52,10 +50,10 @@ impl Fixture for Alone {
         match fault {
             Fault::FailOver => Some("one server has no other: see etcd-cluster"),
             Fault::Unfit => Some("no setting of a server makes it unfit, only its age"),
+            Fault::Full => Some("a full etcd takes no put, so no slot can be let go: see tests/etcd.rs"),
             Fault::Restart
             | Fault::RestartEmpty
             | Fault::Stall
-            | Fault::Full
             | Fault::ForeignLayout
             | Fault::Unreachable
             | Fault::WrongCredentials
@@ -74,7 +72,7 @@ impl Fixture for Alone {
     }
 
     async fn own_server(&self) -> Result<Box<dyn OwnServer>, Trouble> {
-        let server = EtcdServer::builder().root_password(PASSWORD).quota_bytes(QUOTA_BYTES).start().await?;
+        let server = EtcdServer::builder().root_password(PASSWORD).start().await?;
         // What `docs/stores/etcd.md` asks for.
         server.create_user("least", PASSWORD, &[EtcdRight::ReadWrite("rendez/".to_owned())]).await?;
         Ok(Box::new(OwnAlone { server, nowhere: PortLease::take()? }))
@@ -113,10 +111,6 @@ impl OwnServer for OwnAlone {
 
     async fn resume(&mut self) -> Result<(), Trouble> {
         Ok(self.server.resume()?)
-    }
-
-    async fn fill(&mut self) -> Result<(), Trouble> {
-        Ok(self.server.fill().await?)
     }
 
     async fn write_foreign_layout(&mut self, _: &ClusterName) -> Result<(), Trouble> {
