@@ -15,6 +15,9 @@ use crate::keys::{Keys, Name};
 /// The most deleted keys that are remembered. Who has seen less takes a snapshot.
 const TOMBSTONES_MAX: usize = 4096;
 
+/// The most unreadable keys that are remembered; one is enough to stop.
+const DAMAGE_MAX: usize = 64;
+
 /// How long a quiet time still counts that should be over: the server ends it, and late.
 const QUIET_LATE: Duration = Duration::from_millis(500);
 
@@ -46,8 +49,8 @@ pub(crate) struct Picture {
     pub(crate) reached: i64,
     /// Why there is no watch now.
     trouble: Option<StoreError>,
-    /// What cannot be read.
-    damage: Option<StoreError>,
+    /// The keys that cannot be read.
+    damage: BTreeMap<Vec<u8>, StoreError>,
 }
 
 impl Picture {
@@ -61,7 +64,7 @@ impl Picture {
             reload: true,
             reached: 0,
             trouble: None,
-            damage: None,
+            damage: BTreeMap::new(),
         }
     }
 
@@ -97,11 +100,11 @@ impl Picture {
 
     /// Why the picture cannot be used or does not come up to date, if that is known.
     pub(crate) fn trouble(&self) -> Option<StoreError> {
-        self.damage.as_ref().or(self.trouble.as_ref()).map(again)
+        self.damage.values().next().or(self.trouble.as_ref()).map(again)
     }
 
     pub(crate) fn damage(&self) -> Option<StoreError> {
-        self.damage.as_ref().map(again)
+        self.damage.values().next().map(again)
     }
 
     /// Everything there is, at one revision.
@@ -110,11 +113,8 @@ impl Picture {
         let before = std::mem::replace(self, Self::new());
         let mut changes = Vec::new();
         for kv in all {
-            let change = keys.parse(kv.key()).map(|name| self.put(&name, kv));
-            match change {
-                Some(Ok(change)) => changes.extend(change),
-                Some(Err(error)) => self.damage = Some(error),
-                None => {}
+            if let Some(name) = keys.parse(kv.key()) {
+                changes.extend(self.take(&name, kv));
             }
         }
         let same = self.generation() == generation;
@@ -151,11 +151,11 @@ impl Picture {
                 let Some(kv) = event.kv() else { continue };
                 let Some(name) = keys.parse(kv.key()) else { continue };
                 match event.event_type() {
-                    EventType::Put => match self.put(&name, kv) {
-                        Ok(change) => changes.extend(change),
-                        Err(error) => self.damage = Some(error),
-                    },
-                    EventType::Delete => changes.extend(self.delete(name)),
+                    EventType::Put => changes.extend(self.take(&name, kv)),
+                    EventType::Delete => {
+                        self.damage.remove(kv.key());
+                        changes.extend(self.delete(name));
+                    }
                 }
             }
             let told = self.mirror.apply(Revision(unsigned(revision)), changes);
@@ -163,6 +163,22 @@ impl Picture {
             hints.extend(told);
         }
         hints
+    }
+
+    /// Takes a key in, or notes that it cannot be read, until it is written anew or deleted.
+    fn take(&mut self, name: &Name, kv: &KeyValue) -> Option<Change> {
+        match self.put(name, kv) {
+            Ok(change) => {
+                self.damage.remove(kv.key());
+                change
+            }
+            Err(error) => {
+                if self.damage.len() < DAMAGE_MAX {
+                    self.damage.insert(kv.key().to_vec(), error);
+                }
+                None
+            }
+        }
     }
 
     fn put(&mut self, name: &Name, kv: &KeyValue) -> Result<Option<Change>, StoreError> {

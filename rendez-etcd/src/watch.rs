@@ -15,6 +15,10 @@ use crate::errors::{Stage, explain, is_compacted, timed_out};
 /// The keys of one page of a load.
 const PAGE_KEYS: i64 = 2000;
 
+/// How far back a fresh picture begins, in etcd's revisions: the watch then tells it what happened since, so that it can
+/// answer who has seen the cluster through another handle before.
+const HISTORY: i64 = 5000;
+
 /// How long to wait before a broken watch is tried again: at first, and at most. A request that needs it cuts it short.
 const WAIT_MIN: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -117,6 +121,13 @@ async fn load(shared: &Shared, link: &Link) -> Result<(), StoreError> {
     let limit = shared.connector.options.connect_timeout;
     let (start, end) = shared.keys.range();
     let (mut from, mut revision, mut all) = (start.into_bytes(), 0, Vec::<KeyValue>::new());
+    if !shared.read(|picture| picture.loaded) {
+        let mut client = link.kv.clone();
+        let head = tokio::time::timeout(limit, client.get(shared.keys.head(), None)).await;
+        if let Ok(Ok(head)) = head {
+            revision = (head.header().map_or(0, etcd_client::ResponseHeader::revision) - HISTORY).max(1);
+        }
+    }
     loop {
         // Without a revision this is a linearizable read; the pages after it are of its revision.
         let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS).with_revision(revision);
@@ -128,7 +139,7 @@ async fn load(shared: &Shared, link: &Link) -> Result<(), StoreError> {
         };
         let mut page = match page {
             Ok(page) => page,
-            // Compacted between two pages: from the beginning.
+            // Compacted: from the beginning, as it is now.
             Err(error) if is_compacted(&error) && revision != 0 => {
                 (from, revision) = (shared.keys.range().0.into_bytes(), 0);
                 all.clear();

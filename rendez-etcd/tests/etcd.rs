@@ -513,6 +513,10 @@ async fn what_others_wrote_below_the_prefix_is_left_alone_or_named() {
     .await;
     assert_eq!(error.kind(), ErrorKind::Fatal);
     assert!(error.message().contains("another prefix"), "{error}");
+    // Put right by hand, it does no more harm, nor to those who come later.
+    server.control(&["del", "rendez//test/slot/w/1"]).await.unwrap();
+    until("the key to be gone", async || world.beat(a).await).await;
+    another(&world).await.beat(a).await.unwrap();
 }
 
 #[tokio::test]
