@@ -1,6 +1,7 @@
 //! One cluster as one handle sees it: its picture, the reads that prove the picture fresh, and what is written when data
 //! were lost.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) hints: broadcast::Sender<WatchHint>,
     /// The watch may be dead without having ended.
     pub(crate) suspect: Notify,
+    /// The connection that the watch is on.
+    pub(crate) watching: AtomicU64,
     /// Somebody waits for a picture.
     pub(crate) wanted: Notify,
     picture: Mutex<Picture>,
@@ -76,6 +79,7 @@ impl Cluster {
             connector,
             hints: broadcast::Sender::new(HINTS_MAX),
             suspect: Notify::new(),
+            watching: AtomicU64::new(0),
             wanted: Notify::new(),
             picture: Mutex::new(Picture::new()),
             changed: watch::Sender::new(0),
@@ -260,6 +264,11 @@ impl Shared {
     ) -> Result<Look, StoreError> {
         if known.token.get() > TOKEN_MAX {
             return Err(fatal(format!("the reported token {} cannot be: the last one is {TOKEN_MAX}", known.token)));
+        }
+        // A connection that was given up has taken the watch with it, though nobody has said so yet.
+        let watching = self.watching.load(Ordering::SeqCst);
+        if watching != 0 && watching < link.epoch && self.watching.swap(0, Ordering::SeqCst) == watching {
+            self.suspect.notify_one();
         }
         loop {
             let before = self.read(|picture| (picture.meta.clone(), picture.head, picture.reached));

@@ -1,6 +1,7 @@
 //! The watch: keeps a cluster's picture up to date in the background, and passes hints on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -47,6 +48,13 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
 /// Ends without an error when nobody asks any more.
 async fn follow_once(shared: &Shared, wait: &mut Duration) -> Result<(), StoreError> {
     let link = shared.connector.link().await?;
+    shared.watching.store(link.epoch, Ordering::SeqCst);
+    // A suspicion was about the watch before this one.
+    tokio::select! {
+        biased;
+        () = shared.suspect.notified() => {}
+        () = std::future::ready(()) => {}
+    }
     let failed = |error| {
         shared.connector.discard(link.epoch);
         explain(error, Stage::Reading, &shared.connector.name)
