@@ -4,9 +4,11 @@
 //! no randomness, no I/O and no runtime in here: time and entropy are arguments, so that everything can be run
 //! again from its inputs. What needs any of those belongs into the crate `rendez`.
 
+mod change_index;
 mod config;
 mod engine;
 mod ids;
+mod mirror;
 mod model;
 mod name;
 pub mod placement;
@@ -24,6 +26,7 @@ pub use engine::{
     StoppedReason, Ticket,
 };
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
+pub use mirror::Mirror;
 pub use model::{DUE_MAX, Effects, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};
 pub use records::{
@@ -35,9 +38,9 @@ pub use slot::{Slot, SlotError, UNITS_MAX};
 pub use status::Status;
 pub use store::{
     Actor, AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply,
-    ChangeRequest, CloseRequest, Conflict, Cursor, Decision, Due, ErrorKind, Fencing, HeartbeatRequest, Held, Known,
-    LeaseStore, OpenRequest, Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError, Surroundings, Sync,
-    Watch, WatchHint,
+    ChangeRequest, CloseRequest, Conflict, Cursor, Decision, Due, ErrorKind, Fencing, Heard, HeartbeatRequest, Held,
+    Known, LeaseStore, Lineage, OpenRequest, Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError,
+    Surroundings, Sync, Watch, WatchHint, quiet_time,
 };
 pub use time::{StoreTime, Timestamp};
 pub use view::ClusterView;

@@ -50,6 +50,7 @@
 //! # Features
 //!
 //! - `redis`: the store for Redis and Valkey, as `rendez::redis`.
+//! - `etcd`: the store for etcd, as `rendez::etcd`; to build it `protoc` is needed.
 //! - `postgres`: the store for PostgreSQL, as `rendez::postgres`.
 //! - `file`: the store in a folder of one host, as `rendez::file`.
 //!
@@ -74,6 +75,8 @@ mod runner;
 mod store_url;
 
 pub use rendez_core as core;
+#[cfg(feature = "etcd")]
+pub use rendez_etcd as etcd;
 #[cfg(feature = "file")]
 pub use rendez_file as file;
 #[cfg(feature = "postgres")]

@@ -18,6 +18,7 @@ use crate::MemoryStore;
 /// | --- | --- | --- |
 /// | `memory:` | [`MemoryStore`], new and empty: for one process alone | |
 /// | `redis://`, `rediss://`, `redis-sentinel://`, `rediss-sentinel://`, `redis-cluster://`, `rediss-cluster://` | Redis | `redis` |
+/// | `etcd://`, `etcds://` | etcd | `etcd` |
 /// | `postgres://`, `postgresql://` | PostgreSQL | `postgres` |
 /// | `file:` | a folder of this host | `file` |
 ///
@@ -65,7 +66,7 @@ struct Scheme {
 }
 
 /// What a store's crate brings: a type of options with `set` and the field `operation_timeout`, and a store with `connect`.
-#[cfg_attr(not(any(feature = "redis", feature = "postgres", feature = "file")), allow(unused_macros))]
+#[cfg_attr(not(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "file")), allow(unused_macros))]
 macro_rules! store_of {
     ($name:literal, $store:path, $options:path) => {{
         fn options(texts: &Options, operation_timeout: Duration) -> Result<$options, StoreError> {
@@ -87,7 +88,7 @@ macro_rules! store_of {
     }};
 }
 
-fn schemes() -> [Scheme; 4] {
+fn schemes() -> [Scheme; 5] {
     [
         Scheme { feature: "", prefixes: &["memory:"], store: Some(MEMORY) },
         Scheme {
@@ -103,6 +104,14 @@ fn schemes() -> [Scheme; 4] {
             #[cfg(feature = "redis")]
             store: store_of!("redis", rendez_redis::RedisStore, rendez_redis::RedisOptions),
             #[cfg(not(feature = "redis"))]
+            store: None,
+        },
+        Scheme {
+            feature: "etcd",
+            prefixes: &["etcd://", "etcds://"],
+            #[cfg(feature = "etcd")]
+            store: store_of!("etcd", rendez_etcd::EtcdStore, rendez_etcd::EtcdOptions),
+            #[cfg(not(feature = "etcd"))]
             store: None,
         },
         Scheme {

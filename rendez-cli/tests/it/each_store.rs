@@ -17,8 +17,8 @@ use crate::stage::{Stage, TTL};
 
 /// Tests that are the same on each of these stores.
 macro_rules! on_each_store {
-    ($($store:ident: $kind:ident,)*) => {
-        $(mod $store {
+    ($($(#[$condition:meta])? $store:ident: $kind:ident,)*) => {
+        $($(#[$condition])? mod $store {
             use rendez_testkit::servers::StoreKind;
 
             const STORE: StoreKind = StoreKind::$kind;
@@ -58,6 +58,8 @@ macro_rules! on_each_store {
 
 on_each_store! {
     redis: Redis,
+    #[cfg(feature = "etcd")]
+    etcd: Etcd,
     postgres: Postgres,
     file: File,
 }

@@ -1,16 +1,16 @@
 //! The data of one cluster, and the few operations that keep its parts in step.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::change_index::{ChangeIndex, Key};
-use super::{ANCESTORS_MAX, Hints, TOKEN_MAX};
+use super::{Hints, TOKEN_MAX};
+use crate::change_index::{ChangeIndex, Key};
 use crate::store::{Actor, Decision, Surroundings};
 use crate::{
-    Change, ChangeOutcome, ClusterSettings, FencingToken, Generation, Held, NodeId, OperationId, Record, RecordKey,
-    Revision, SessionId, SessionRecord, Slot, SlotChange, SlotRecord, StoreTime, Versioned, WorkloadName,
+    Change, ChangeOutcome, ClusterSettings, FencingToken, Generation, Held, Lineage, NodeId, OperationId, Record,
+    RecordKey, Revision, SessionId, SessionRecord, Slot, SlotChange, SlotRecord, StoreTime, Versioned, WorkloadName,
 };
 
 /// A session and what only the store knows about it.
@@ -32,9 +32,7 @@ pub(super) struct Quiet {
 /// All that a store keeps of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cluster {
-    pub(super) generation: Generation,
-    /// The generations that came before and need not set off another one, oldest first.
-    pub(super) ancestors: VecDeque<Generation>,
+    pub(super) lineage: Lineage,
     /// The history of the server that this was last written in.
     pub(super) history: u64,
     pub(super) quiet: Option<Quiet>,
@@ -55,8 +53,7 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) fn new(generation: Generation, history: u64, tombstones_max: usize, recording: bool) -> Self {
         Self {
-            generation,
-            ancestors: VecDeque::new(),
+            lineage: Lineage::new(generation),
             history,
             quiet: None,
             opened: false,
@@ -67,16 +64,7 @@ impl Cluster {
             by_node: BTreeMap::new(),
             slots: BTreeMap::new(),
             records: BTreeMap::new(),
-            index: ChangeIndex::new(tombstones_max, recording),
-        }
-    }
-
-    pub(super) fn remember_ancestor(&mut self, generation: Generation) {
-        if !self.ancestors.contains(&generation) {
-            self.ancestors.push_back(generation);
-        }
-        while self.ancestors.len() > ANCESTORS_MAX {
-            self.ancestors.pop_front();
+            index: ChangeIndex::new(tombstones_max, Revision(0)).recording(recording),
         }
     }
 
@@ -208,17 +196,12 @@ impl Cluster {
         let (token, holder) = (record.token, record.holder.as_ref().map(|holder| holder.session));
         let before = self.slots.insert(slot.clone(), record);
         let before = before.and_then(|before| Some((before.holder?.session, before.token)));
-        if before == holder.map(|session| (session, token)) {
-            return;
-        }
-        if let Some((session, token)) = before
-            && let Some(session) = self.sessions.get_mut(&session)
-        {
-            session.held.remove(slot, token);
-        }
-        if let Some(session) = holder.and_then(|session| self.sessions.get_mut(&session)) {
-            session.held.add(slot, token);
-        }
+        let after = holder.map(|session| (session, token));
+        Held::follow(slot, before, after, |id, change| {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                change(&mut session.held);
+            }
+        });
     }
 
     /// Makes one change of one slot.

@@ -4,17 +4,17 @@
 //! whole state is the effects on an empty store. Where they are kept, and how, is the store's business; nothing here
 //! decides anything.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::change_index::Key;
 use super::cluster::{Cluster, Quiet, Session};
 use super::{Server, StoreModel};
+use crate::change_index::Key;
 use crate::{
-    FencingToken, Generation, Held, OperationId, Record, RecordKey, Revision, SessionId, SessionRecord, Slot,
-    SlotRecord, StoreTime, Versioned, WatchHint,
+    FencingToken, Held, Lineage, OperationId, Record, RecordKey, Revision, SessionId, SessionRecord, Slot, SlotRecord,
+    StoreTime, Versioned, WatchHint,
 };
 
 /// What requests have changed since the effects were last taken. Opaque: write it down, read it, and
@@ -57,9 +57,8 @@ impl Effects {
 /// What changes seldom beside the records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Era {
-    generation: Generation,
-    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
-    ancestors: VecDeque<Generation>,
+    #[serde(flatten)]
+    lineage: Lineage,
     history: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quiet: Option<Quiet>,
@@ -79,8 +78,7 @@ pub(super) struct Frame {
 impl Frame {
     fn of(cluster: &Cluster) -> Self {
         let era = Era {
-            generation: cluster.generation,
-            ancestors: cluster.ancestors.clone(),
+            lineage: cluster.lineage.clone(),
             history: cluster.history,
             quiet: cluster.quiet,
             opened: cluster.opened,
@@ -170,7 +168,7 @@ impl StoreModel {
     pub fn whole(&self) -> Effects {
         let Some(cluster) = &self.server.cluster else { return Effects::default() };
         let mut effects = Frame::of(cluster).since(&Frame::default());
-        fill(&mut effects, cluster, cluster.index.keys_after(None), Revision(0));
+        fill(&mut effects, cluster, cluster.index.keys(), Revision(0));
         effects
     }
 
@@ -179,7 +177,7 @@ impl StoreModel {
     pub fn apply(&mut self, effects: Effects) {
         let Server { cluster, history, tombstones_max, recording, .. } = &mut self.server;
         if let (None, Some(era)) = (&cluster, &effects.era) {
-            *cluster = Some(Cluster::new(era.generation, era.history, *tombstones_max, *recording));
+            *cluster = Some(Cluster::new(era.lineage.generation(), era.history, *tombstones_max, *recording));
         }
         let Some(cluster) = cluster else { return };
         if let Some(era) = &effects.era {
@@ -276,9 +274,8 @@ fn put_in(cluster: &mut Cluster, effects: Effects) {
         }
     }
     cluster.token = token.unwrap_or(cluster.token);
-    if let Some(Era { generation, ancestors, history, quiet, opened, floor }) = era {
-        cluster.generation = generation;
-        cluster.ancestors = ancestors;
+    if let Some(Era { lineage, history, quiet, opened, floor }) = era {
+        cluster.lineage = lineage;
         cluster.history = history;
         cluster.quiet = quiet;
         cluster.opened = opened;

@@ -15,7 +15,6 @@
 //!   longer session TTL.
 //! - `cold_start_hold` begins with the first session that is ever opened in the cluster.
 
-mod change_index;
 mod cluster;
 mod effects;
 mod hints;
@@ -27,18 +26,18 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::change_index::Key;
 use crate::store::Actor;
-use change_index::Key;
 use cluster::{Cluster, Quiet, Session};
 pub use effects::Effects;
 use effects::Frame;
 use hints::Hints;
 
 use crate::{
-    AdminOutcome, AdminRequest, Beat, Call, Capabilities, Change, ChangeReply, ChangeRequest, CloseRequest, Cursor,
-    Due, ErrorKind, FencingToken, Generation, HeartbeatRequest, Held, Known, OpenRequest, Opening, Record, RecordKey,
+    AdminOutcome, AdminRequest, Beat, Call, Capabilities, ChangeReply, ChangeRequest, CloseRequest, Cursor, Due,
+    ErrorKind, FencingToken, Generation, Heard, HeartbeatRequest, Held, Known, OpenRequest, Opening, Record, RecordKey,
     Reply, Revision, SessionId, SessionRecord, Slot, SlotRecord, SnapshotPage, SnapshotRequest, Stamp, StoreError,
-    StoreTime, Sync, Versioned, WatchHint,
+    StoreTime, Sync, Versioned, WatchHint, quiet_time,
 };
 
 /// The largest token: doubles, the only numbers of some stores, are exact up to here.
@@ -50,14 +49,8 @@ pub const TOKEN_FLOOR_STEP: u64 = 1 << 30;
 /// The most sessions that a heartbeat's reply names as due.
 pub const DUE_MAX: usize = 64;
 
-/// The most generations that a cluster remembers as its own past. A report of an older one sets off a new generation.
-const ANCESTORS_MAX: usize = 64;
-
 /// The most deleted keys that are remembered unless [`StoreModel::with_tombstones_max`] says another number.
 const TOMBSTONES_MAX: usize = 4096;
-
-/// What is added to every quiet time.
-const QUIET_MARGIN: Duration = Duration::from_secs(1);
 
 /// One cluster in a store, as the contract wants it.
 ///
@@ -176,7 +169,7 @@ impl StoreModel {
             cluster.be_quiet(now, settings.cold_start_hold);
         }
         let revision = cluster.next_revision();
-        let high_bits = cluster.generation.bits() >> 64 << 64;
+        let high_bits = cluster.lineage.generation().bits() >> 64 << 64;
         let id = SessionId::from_bits(high_bits | u128::from(revision.0));
         let record = SessionRecord {
             incarnation: request.incarnation,
@@ -258,7 +251,7 @@ impl StoreModel {
             session: request.session,
             node: &node,
             quiet: cluster.quiet.is_some(),
-            generation_known: request.known.generation == Some(cluster.generation),
+            generation_known: request.known.generation == Some(cluster.lineage.generation()),
         };
         let hints = &mut self.hints;
         let outcomes = request.changes.iter().map(|change| cluster.change_slot(&actor, change, hints)).collect();
@@ -271,7 +264,7 @@ impl StoreModel {
     /// [`ErrorKind::Conflict`] for a cursor of another generation.
     pub fn snapshot(&mut self, now: StoreTime, request: &SnapshotRequest) -> Result<SnapshotPage, StoreError> {
         let cluster = self.server.enter(now, &request.known, &self.capabilities)?;
-        let generation = cluster.generation;
+        let generation = cluster.lineage.generation();
         let after = request.cursor.as_ref().map(|Cursor(text)| {
             let (of, key) = text.split_once(' ')?;
             Key::parse(key).filter(|_| of.parse() == Ok(generation))
@@ -284,23 +277,9 @@ impl StoreModel {
                 return Err(StoreError::new(ErrorKind::Conflict, what));
             }
         };
-        let (mut items, mut last, mut next) = (Vec::new(), None, None);
-        for key in cluster.index.keys_after(after.as_ref()) {
-            if items.len() >= self.capabilities.changes_max.max(1) {
-                next = last.map(|key: &Key| Cursor(format!("{generation} {}", key.to_text())));
-                break;
-            }
-            let item = cluster.read(key, request.session);
-            let exists = match &item {
-                Change::Session(_, record) => record.is_some(),
-                Change::Slot(_, record) => record.is_some(),
-                Change::Record(_, record) => record.is_some(),
-            };
-            if exists {
-                items.push(item);
-                last = Some(key);
-            }
-        }
+        let most = self.capabilities.changes_max;
+        let (items, last) = cluster.index.page(after.as_ref(), most, |key| cluster.read(key, request.session));
+        let next = last.map(|key| Cursor(format!("{generation} {}", key.to_text())));
         Ok(SnapshotPage { stamp: stamp(cluster, now), items, next })
     }
 
@@ -347,7 +326,7 @@ impl StoreModel {
     /// The present generation, if there was any request since the data began.
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
-        self.server.cluster.as_ref().map(|cluster| cluster.generation)
+        self.server.cluster.as_ref().map(|cluster| cluster.lineage.generation())
     }
 
     /// The present revision.
@@ -444,26 +423,24 @@ impl Server {
         let (fresh, tombstones_max, recording) = (self.cluster.is_none(), self.tombstones_max, self.recording);
         let cluster =
             self.cluster.get_or_insert_with(|| Cluster::new(random.generation(), history, tombstones_max, recording));
-        let foreign = known.generation.filter(|reported| *reported != cluster.generation);
-        let unheard = foreign.is_some_and(|reported| !cluster.ancestors.contains(&reported));
+        let heard = cluster.lineage.hear(known);
         cluster.token = cluster.token.max(known.token);
         cluster.pass_quiet(now);
 
-        if unheard || cluster.history != history {
+        if heard == Heard::Unknown || cluster.history != history {
             if !fresh {
-                let before = std::mem::replace(&mut cluster.generation, random.generation());
-                cluster.remember_ancestor(before);
+                cluster.lineage.renew(random.generation());
             }
-            if let Some(reported) = foreign {
-                cluster.remember_ancestor(reported);
+            if let Some(reported) = known.generation {
+                cluster.lineage.remember(reported);
             }
             cluster.history = history;
             cluster.token = FencingToken::new((cluster.token.get() + TOKEN_FLOOR_STEP).min(TOKEN_MAX));
-            cluster.be_quiet(now, quiet_time(cluster, capabilities, known));
+            cluster.be_quiet(now, quiet_time_of(cluster, capabilities, known));
         } else if let Some(quiet) = cluster.quiet
-            && foreign.is_some()
+            && heard == Heard::Ancestor
         {
-            let lasts = quiet.lasts.max(quiet_time(cluster, capabilities, known));
+            let lasts = quiet.lasts.max(quiet_time_of(cluster, capabilities, known));
             cluster.quiet = Some(Quiet { lasts, ..quiet });
         }
         cluster.reap(now);
@@ -471,17 +448,16 @@ impl Server {
     }
 }
 
-/// The longest that a runner from before the loss may still run.
-fn quiet_time(cluster: &Cluster, capabilities: &Capabilities, known: &Known) -> Duration {
-    let settings = cluster.settings().map_or(Duration::ZERO, |settings| settings.session_ttl_max);
-    let sessions = cluster.sessions.values().map(|session| session.record.ttl).max().unwrap_or_default();
-    let ttl_max = known.session_ttl_max.max(settings).max(sessions).min(capabilities.ttl_max);
-    ttl_max + capabilities.replica_lag_max + QUIET_MARGIN
+fn quiet_time_of(cluster: &Cluster, capabilities: &Capabilities, known: &Known) -> Duration {
+    let settings = cluster.settings().map(|settings| settings.session_ttl_max);
+    let sessions = cluster.sessions.values().map(|session| session.record.ttl);
+    let ttls = sessions.chain(settings).chain([known.session_ttl_max]);
+    quiet_time(ttls, capabilities.ttl_max, capabilities.replica_lag_max)
 }
 
 fn stamp(cluster: &Cluster, now: StoreTime) -> Stamp {
     Stamp {
-        generation: cluster.generation,
+        generation: cluster.lineage.generation(),
         revision: cluster.revision,
         now,
         token: cluster.token,
@@ -491,20 +467,11 @@ fn stamp(cluster: &Cluster, now: StoreTime) -> Stamp {
 
 fn sync(cluster: &Cluster, capabilities: &Capabilities, request: &HeartbeatRequest) -> Sync {
     let Some(since) = request.since else { return Sync::NotAsked };
-    let same = request.known.generation == Some(cluster.generation);
-    if !same || since > cluster.revision || !cluster.index.reaches_back_to(since) {
+    if request.known.generation != Some(cluster.lineage.generation()) {
         return Sync::Snapshot;
     }
     let most = capabilities.changes_max.min(usize::try_from(request.changes_max).unwrap_or(usize::MAX));
-    let (mut changes, mut up_to) = (Vec::new(), since);
-    for (revision, key) in cluster.index.after(since) {
-        if changes.len() >= most {
-            return Sync::Changes { changes, up_to, more: true };
-        }
-        changes.push(cluster.read(key, Some(request.session)));
-        up_to = revision;
-    }
-    Sync::Changes { changes, up_to: cluster.revision, more: false }
+    cluster.index.sync(since, cluster.revision, most, |key| cluster.read(key, Some(request.session)))
 }
 
 /// Writes or deletes a record for an operator; says whether its revision was the expected one.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ChangeKind, ChangeOutcome, ClusterSettings, Incarnation, NodeInfo, OperationId, SlotChange, WorkloadRecord,
+    Change, ChangeKind, ChangeOutcome, ClusterSettings, Incarnation, NodeInfo, OperationId, SlotChange, WorkloadRecord,
 };
 
 const TTL: Duration = Duration::from_secs(10);

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 
 use super::*;
+use crate::store::lineage::QUIET_MARGIN;
 use crate::{
-    CHECKPOINT_BYTES_MAX, ChangeKind, ChangeOutcome, ClusterSettings, Conflict, Declared, Incarnation, NodeId,
+    CHECKPOINT_BYTES_MAX, Change, ChangeKind, ChangeOutcome, ClusterSettings, Conflict, Declared, Incarnation, NodeId,
     NodeInfo, OperationId, REFUSALS_MAX, SlotChange, UNITS_MAX, WorkloadName, WorkloadRecord,
 };
 

@@ -175,6 +175,24 @@ impl Held {
         self.count = self.count.saturating_sub(1);
         self.digest = (self.digest + Self::MODULUS - Self::part(Self::factor(slot), token)) % Self::MODULUS;
     }
+
+    /// Follows a slot from its old holder and token to the new ones; `with` finds what a session holds, if it lives.
+    pub(crate) fn follow(
+        slot: &Slot,
+        before: Option<(SessionId, FencingToken)>,
+        after: Option<(SessionId, FencingToken)>,
+        mut with: impl FnMut(SessionId, &dyn Fn(&mut Self)),
+    ) {
+        if before == after {
+            return;
+        }
+        if let Some((session, token)) = before {
+            with(session, &|held| held.remove(slot, token));
+        }
+        if let Some((session, token)) = after {
+            with(session, &|held| held.add(slot, token));
+        }
+    }
 }
 
 /// What has changed since a revision.

@@ -8,6 +8,7 @@
 mod capabilities;
 mod checks;
 mod error;
+pub(crate) mod lineage;
 mod messages;
 mod slot_rules;
 
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 
 pub use capabilities::{Capabilities, Fencing};
 pub use error::{ErrorKind, StoreError};
+pub use lineage::{Heard, Lineage, quiet_time};
 pub use messages::{
     AdminOutcome, AdminRequest, Beat, Change, ChangeKind, ChangeOutcome, ChangeReply, ChangeRequest, CloseRequest,
     Conflict, Cursor, Due, HeartbeatRequest, Held, Known, OpenRequest, Opening, SlotChange, SnapshotPage,
