@@ -144,8 +144,9 @@ fn classify(error: &Error, text: &str, stage: Stage) -> (ErrorKind, &'static str
         code::INVALID_ARGUMENT if text.contains("too many operations") => {
             (ErrorKind::Fatal, ": set the server's --max-txn-ops to 128, its default, or more")
         }
+        // A server that was just set up anew may get its users in a moment.
         code::FAILED_PRECONDITION if text.contains("authentication is not enabled") => {
-            (ErrorKind::Fatal, ": the server has no users; leave user and password out")
+            (ErrorKind::Transient, ": the server has no users; set them up, or leave user and password out")
         }
         code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::NOT_FOUND | code::OUT_OF_RANGE => {
             (ErrorKind::Fatal, "")
