@@ -40,7 +40,7 @@ pub use store::{
     Actor, AdminOutcome, AdminRequest, Beat, Capabilities, Change, ChangeKind, ChangeOutcome, ChangeReply,
     ChangeRequest, CloseRequest, Conflict, Cursor, Decision, Due, ErrorKind, Fencing, Heard, HeartbeatRequest, Held,
     Known, LeaseStore, Lineage, OpenRequest, Opening, SlotChange, SnapshotPage, SnapshotRequest, Stamp, StoreError,
-    Surroundings, Sync, Watch, WatchHint, quiet_time,
+    Surroundings, Sync, TlsFiles, Watch, WatchHint, quiet_time,
 };
 pub use time::{StoreTime, Timestamp};
 pub use view::ClusterView;

@@ -26,5 +26,6 @@ mod store;
 mod watch;
 
 pub use etcd_client;
-pub use options::{EtcdOptions, TlsFiles};
+pub use options::EtcdOptions;
+pub use rendez_core::TlsFiles;
 pub use store::EtcdStore;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use rendez_core::{ErrorKind, StoreError};
+use rendez_core::{ErrorKind, StoreError, TlsFiles};
 
 /// How to speak to etcd. The defaults suit a cluster of three in one region.
 #[derive(Clone)]
@@ -21,24 +21,6 @@ pub struct EtcdOptions {
     pub password: Option<String>,
     /// Certificates for `etcds`; the system's authorities if absent. Checking cannot be switched off.
     pub tls: Option<TlsFiles>,
-}
-
-/// Certificates, as PEM text.
-#[derive(Clone, Default)]
-pub struct TlsFiles {
-    /// The authorities to trust instead of the system's.
-    pub authorities: Option<Vec<u8>>,
-    /// The client's certificate and its key.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl fmt::Debug for TlsFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsFiles")
-            .field("authorities", &self.authorities.is_some())
-            .field("client", &self.client.is_some())
-            .finish()
-    }
 }
 
 impl Default for EtcdOptions {
@@ -67,11 +49,11 @@ impl fmt::Debug for EtcdOptions {
 }
 
 /// The options that have a text.
-const KEYS: &str = "prefix, operation_timeout, connect_timeout, username, password, tls_ca_file, tls_cert_file, \
+const KEYS: &str = "prefix, operation_timeout, connect_timeout, username, password, tls_authorities_file, tls_certificate_file, \
                     tls_key_file";
 
 impl EtcdOptions {
-    /// Sets an option from text: `operation_timeout` from `250ms`, `tls_ca_file` from the name of a PEM file.
+    /// Sets an option from text: `operation_timeout` from `250ms`, `tls_authorities_file` from the name of a PEM file.
     ///
     /// # Errors
     /// [`ErrorKind::Fatal`] for an unknown key or a value that cannot be. The value is not repeated: it may be a secret.
@@ -90,8 +72,8 @@ impl EtcdOptions {
             "connect_timeout" => self.connect_timeout = time()?,
             "username" => self.username = Some(value.to_owned()),
             "password" => self.password = Some(value.to_owned()),
-            "tls_ca_file" => self.tls.get_or_insert_default().authorities = Some(file()?),
-            "tls_cert_file" => {
+            "tls_authorities_file" => self.tls.get_or_insert_default().authorities = Some(file()?),
+            "tls_certificate_file" => {
                 let file = file()?;
                 self.tls.get_or_insert_default().client.get_or_insert_default().0 = file;
             }
@@ -257,7 +239,9 @@ mod tests {
         assert_eq!(options.operation_timeout, Duration::from_millis(250));
         options.check().unwrap();
         assert!(!format!("{options:?}").contains("hidden"));
-        for (key, value) in [("operation_timeout", "secret"), ("tls_ca_file", "/no/secret"), ("no_such", "secret")] {
+        for (key, value) in
+            [("operation_timeout", "secret"), ("tls_authorities_file", "/no/secret"), ("no_such", "secret")]
+        {
             let error = options.set(key, value).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Fatal);
             assert!(error.message().contains(key) && !error.message().contains("secret"), "{error}");

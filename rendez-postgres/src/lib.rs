@@ -20,7 +20,8 @@ mod store;
 mod watch;
 
 pub use deadpool_postgres;
-pub use options::{PostgresOptions, Standbys, TlsFiles};
+pub use options::{PostgresOptions, Standbys};
+pub use rendez_core::TlsFiles;
 pub use schema::migration;
 pub use store::PostgresStore;
 pub use tokio_postgres;

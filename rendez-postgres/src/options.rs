@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use rendez_core::{ErrorKind, StoreError};
+use rendez_core::{ErrorKind, StoreError, TlsFiles};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
@@ -51,24 +51,6 @@ pub struct PostgresOptions {
     pub password: Option<String>,
     /// Certificates; with them TLS is spoken whatever the URL says. Checking cannot be switched off.
     pub tls: Option<TlsFiles>,
-}
-
-/// Certificates, as PEM text.
-#[derive(Clone, Default)]
-pub struct TlsFiles {
-    /// The authorities to trust instead of the system's.
-    pub authorities: Option<Vec<u8>>,
-    /// The client's certificate and its key.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl fmt::Debug for TlsFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsFiles")
-            .field("authorities", &self.authorities.is_some())
-            .field("client", &self.client.is_some())
-            .finish()
-    }
 }
 
 impl Default for PostgresOptions {

@@ -20,6 +20,7 @@ mod scripts;
 mod store;
 mod watch;
 
-pub use options::{RedisOptions, TlsFiles};
+pub use options::RedisOptions;
 pub use redis;
+pub use rendez_core::TlsFiles;
 pub use store::RedisStore;

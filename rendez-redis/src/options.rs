@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
-use rendez_core::{ErrorKind, StoreError};
+use rendez_core::{ErrorKind, StoreError, TlsFiles};
 
 /// How to speak to Redis. The defaults suit one server, or a primary with replicas and no acknowledgement.
 #[derive(Clone)]
@@ -34,24 +34,6 @@ pub struct RedisOptions {
     pub sentinel_password: Option<String>,
     /// Certificates for `rediss`; the system's authorities if absent. Checking cannot be switched off.
     pub tls: Option<TlsFiles>,
-}
-
-/// Certificates, as PEM text.
-#[derive(Clone, Default)]
-pub struct TlsFiles {
-    /// The authorities to trust instead of the system's.
-    pub authorities: Option<Vec<u8>>,
-    /// The client's certificate and its key.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl fmt::Debug for TlsFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsFiles")
-            .field("authorities", &self.authorities.is_some())
-            .field("client", &self.client.is_some())
-            .finish()
-    }
 }
 
 impl Default for RedisOptions {

@@ -11,6 +11,7 @@ mod error;
 pub(crate) mod lineage;
 mod messages;
 mod slot_rules;
+mod tls_files;
 
 use async_trait::async_trait;
 
@@ -23,6 +24,7 @@ pub use messages::{
     SnapshotRequest, Stamp, Sync, WatchHint,
 };
 pub use slot_rules::{Actor, Decision, Surroundings};
+pub use tls_files::TlsFiles;
 
 use crate::ClusterName;
 

@@ -1,6 +1,6 @@
 //! Prints what requests cost a real server: its CPU, transactions, log bytes, fsyncs, and the time they take.
 //!
-//! `cargo run --release -p rendez-postgres --example figures`; needs PostgreSQL's server programs.
+//! `cargo run --release -p rendez-postgres --example postgres-figures`; needs PostgreSQL's server programs.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Prints what requests cost: CPU of this process, bytes, fsyncs, and the time they take.
 //!
-//! `cargo run --release -p rendez-file --example figures [FOLDER]`. Give it a folder on the disk that you want to know about;
+//! `cargo run --release -p rendez-file --example file-figures [FOLDER]`. Give it a folder on the disk that you want to know about;
 //! without one it makes its own in the folder for temporary files.
 
 use std::error::Error;

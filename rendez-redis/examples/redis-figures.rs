@@ -1,6 +1,6 @@
 //! Prints what requests cost a real server: its CPU, the number of commands, and the time they take.
 //!
-//! `cargo run --release -p rendez-redis --example figures`; needs `redis-server`.
+//! `cargo run --release -p rendez-redis --example redis-figures`; needs `redis-server`.
 
 use std::error::Error;
 use std::sync::Arc;

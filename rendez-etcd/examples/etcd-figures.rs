@@ -1,6 +1,6 @@
 //! Prints what requests cost a real server: remote calls, its CPU, bytes, fsyncs, and the time they take.
 //!
-//! `cargo run --release -p rendez-etcd --example figures`; needs `etcd` and `etcdctl`.
+//! `cargo run --release -p rendez-etcd --example etcd-figures`; needs `etcd` and `etcdctl`.
 
 use std::error::Error;
 use std::sync::Arc;
