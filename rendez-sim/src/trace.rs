@@ -22,6 +22,8 @@ pub enum CallKind {
     Open,
     /// A heartbeat.
     Heartbeat,
+    /// A heartbeat that reads on, because the last answer had no room for all changes.
+    ReadsOn,
     /// Changes of slots.
     Change,
     /// A page of a snapshot.
@@ -238,6 +240,8 @@ pub enum Fact {
         after: Lease,
         /// The node that holds it now, and how many slots its session holds.
         holds: Option<(usize, u64)>,
+        /// It counts as a voluntary move.
+        moved: bool,
     },
     /// The store has lost data, or may have.
     Loses {

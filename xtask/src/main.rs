@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod architecture;
 mod measure;
+mod mutants;
 mod run;
 mod servers;
 mod source;
@@ -20,6 +21,7 @@ usage: cargo xtask CHORE
   check                  formatting, lints, documentation, architecture
   architecture           only the architecture: what may depend on what, and what the core may use
   measure [NAME...]      prints measurements; without a name, all of them; `measure list` lists them
+  mutants [NAME...]      plants bugs one at a time, and sees that the simulator finds each
 ";
 
 /// Why a chore failed, in words for the person who started it.
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         ["check"] => check(),
         ["architecture"] => architecture::check(),
         ["measure", ref names @ ..] => measure::measure(names),
+        ["mutants", ref names @ ..] => mutants::mutants(names),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");
             Ok(())

@@ -82,6 +82,7 @@ mod tests {
             before: Lease::default(),
             after: lease(5, 1),
             holds: Some((1, holds)),
+            moved: false,
         };
         let caps = |cap| Fact::Caps { node: 1, cap };
         let wait = || Fact::Calm;

@@ -282,6 +282,7 @@ mod tests {
             before: held,
             after: lease(5, 0),
             holds: None,
+            moved: false,
         };
         check(
             StaleDoesNothing::default,
@@ -311,6 +312,7 @@ mod tests {
             before: lease(5, 1),
             after: Lease { granted_by: lease(5, 1).granted_by, ..lease(6, 1) },
             holds: None,
+            moved: false,
         };
         let first = acquires(1, lease(0, 0), 5);
         check(

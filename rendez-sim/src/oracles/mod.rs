@@ -13,6 +13,7 @@ mod rest;
 mod runs;
 mod shutdown;
 mod sinks;
+mod stabilizers;
 #[cfg(test)]
 mod testing;
 
@@ -23,6 +24,11 @@ pub use rest::{ComesToRest, LeavesNothing, StaysAtRest};
 pub use runs::{AtMostOneRun, GivenBackAtRest, Overlap, RunsOnLease, TakenBackWhileRunning};
 pub use shutdown::ShutsDownInTime;
 pub use sinks::SinksAreFenced;
+pub use stabilizers::MovesAreHeldBack;
+
+use std::time::Duration;
+
+use rendez_core::EngineConfig;
 
 use crate::trace::Fact;
 
@@ -63,9 +69,12 @@ pub struct Oracles {
 }
 
 impl Oracles {
-    /// All checkers, for nodes whose sessions have this TTL (in nanoseconds) and this cap at first.
+    /// All checkers, for nodes with this configuration and this cap at first.
     #[must_use]
-    pub fn new(ttl: u64, cap: Option<u32>) -> Self {
+    pub fn new(config: &EngineConfig, cap: Option<u32>) -> Self {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let ttl = nanos(config.timing.session_ttl);
+        let rules = &config.stabilizers;
         Self {
             all: vec![
                 Box::new(OneHolder::default()),
@@ -73,13 +82,14 @@ impl Oracles {
                 Box::new(TokensRise::default()),
                 Box::new(NotStolen::default()),
                 Box::new(GivenBackAtRest::default()),
-                Box::new(RunsOnLease::new(ttl)),
+                Box::new(RunsOnLease::new(ttl, nanos(config.runners.abort_grace))),
                 Box::new(TakenBackWhileRunning::default()),
                 Box::new(StaleDoesNothing::default()),
                 Box::new(OnceOnly::default()),
                 Box::new(WithinCaps::new(ttl, cap)),
                 Box::new(ComesToRest::default()),
                 Box::new(StaysAtRest::default()),
+                Box::new(MovesAreHeldBack::new(nanos(rules.cooldown), rules.shedding)),
                 Box::new(CallsInBounds::default()),
                 Box::new(ShutsDownInTime::default()),
                 Box::new(LeavesNothing),

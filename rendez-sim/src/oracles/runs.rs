@@ -10,6 +10,9 @@ use crate::trace::{By, Fact, Gone, Lease, SlotNo};
 /// What rounding from one clock to another may come to, in nanoseconds. Store clocks count microseconds.
 const ROUNDING: u64 = 3000;
 
+/// How long after its deadline an overrun may still be there: what clocks make of a grace.
+const OVERRUN_SLACK: u64 = 50_000_000;
+
 /// How far runs have overlapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Overlap {
@@ -227,8 +230,15 @@ struct Run {
     token: FencingToken,
     deadline: u64,
     aborted: bool,
-    /// It was aborted and goes on: an overrun, which is reported.
-    overrun: bool,
+    /// It was aborted at this time and goes on: an overrun, which is reported.
+    overrun: Option<u64>,
+}
+
+impl Run {
+    /// When it must be gone: at its deadline; an overrun and its process soon after that.
+    fn gone_by(&self, grace: u64) -> u64 {
+        self.overrun.map_or(self.deadline, |since| self.deadline.max(since + grace) + OVERRUN_SLACK)
+    }
 }
 
 /// S7: a runner starts only on a granted lease before its deadline, under the very session that the grant names, only
@@ -239,11 +249,12 @@ struct Run {
 /// Exempt:
 /// - a node that has not heard of a loss of data starts what was granted before, for one TTL;
 /// - what an operator took away at once;
-/// - overruns;
+/// - overruns, as long as the session lives: at the deadline of a lost one the process ends;
 /// - once a clock has done what is not assumed of it, everything that is a matter of deadlines and sessions.
 #[derive(Debug)]
 pub struct RunsOnLease {
     ttl: u64,
+    grace: u64,
     leases: BTreeMap<SlotNo, Lease>,
     /// Until when a session held a slot with a token, where it does no more.
     held_until: BTreeMap<(SlotNo, FencingToken, SessionId), u64>,
@@ -261,11 +272,12 @@ pub struct RunsOnLease {
 }
 
 impl RunsOnLease {
-    /// For sessions of this TTL, in nanoseconds.
+    /// For sessions of this TTL, and runners that have this grace after they were aborted, in nanoseconds.
     #[must_use]
-    pub fn new(ttl: u64) -> Self {
+    pub fn new(ttl: u64, grace: u64) -> Self {
         Self {
             ttl,
+            grace,
             leases: BTreeMap::new(),
             held_until: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -349,11 +361,12 @@ impl RunsOnLease {
         }
         self.look_at = u64::MAX;
         for (node, runs) in self.runs.iter().filter(|(node, _)| !self.frozen.contains(node)) {
-            for (slot, run) in runs.iter().filter(|(_, run)| !run.overrun) {
-                if at > run.deadline + ROUNDING {
+            for (slot, run) in runs {
+                let gone_by = run.gone_by(self.grace);
+                if at > gone_by + ROUNDING {
                     return Err(format!("n{node} runs {slot:?} {} past its deadline", run.token));
                 }
-                self.look_at = self.look_at.min(run.deadline);
+                self.look_at = self.look_at.min(gone_by);
             }
         }
         Ok(())
@@ -402,7 +415,7 @@ impl Oracle for RunsOnLease {
                 }
             }
             Fact::Starts { node, slot, token, deadline, session } => {
-                let run = Run { token: *token, deadline: *deadline, aborted: false, overrun: false };
+                let run = Run { token: *token, deadline: *deadline, aborted: false, overrun: None };
                 self.started(at, *node, *slot, run, *session)?;
             }
             Fact::Prolongs { node, deadline, except, session, sent_at } => {
@@ -419,7 +432,8 @@ impl Oracle for RunsOnLease {
                     return Err(format!("n{node} aborts {slot:?} {token}, which does not run"));
                 };
                 run.aborted = true;
-                run.overrun = !obeys;
+                run.overrun = (!obeys).then_some(at);
+                self.look_at = self.look_at.min(run.gone_by(self.grace));
             }
             Fact::Terminates { node, slot, obeys: true } => {
                 return Err(format!("n{node} ends its process for {slot:?}, which does as it is told"));
@@ -586,7 +600,7 @@ mod tests {
             readopts: Vec::new(),
         };
         check(
-            || RunsOnLease::new(10 * S),
+            || RunsOnLease::new(10 * S, S),
             &[
                 &[opens(1), taken(), starts(1, 5), ends(1, 5)],
                 &[opens(1), taken(), starts(1, 5), by_itself(), starts(1, 5)],
@@ -596,7 +610,7 @@ mod tests {
                 &[opens(1), taken(), until(99, 5), lost(), undone(), hears(), prolongs(99, vec![], 5)],
                 &[opens(1), taken(), until(99, 5), lost(), undone(), hears(), prolongs(100, vec![SLOT], 6)],
                 &[opens(1), taken(), until(4, 5), frozen(1), Fact::Calm, Fact::Calm],
-                &[opens(1), taken(), until(4, 5), aborts(1, 5, false), Fact::Calm, Fact::Calm],
+                &[opens(1), taken(), until(4, 5), aborts(1, 5, false), Fact::Calm],
                 &[Fact::ClockBreaks { node: 1 }, opens(1), taken(), until(4, 5), Fact::Calm, Fact::Calm],
             ],
             &[
@@ -610,6 +624,7 @@ mod tests {
                 (&[opens(1), taken(), until(3, 5)], "after its deadline"),
                 (&[opens(1), taken(), until(4, 5), Fact::Calm, Fact::Calm], "past its deadline"),
                 (&[opens(1), taken(), until(4, 5), aborts(1, 5, true), Fact::Calm], "past its deadline"),
+                (&[opens(1), taken(), until(4, 5), aborts(1, 5, false), Fact::Calm, Fact::Calm], "past its deadline"),
                 (&[opens(1), taken(), until(4, 5), frozen(1), Fact::Thaws { node: 1 }], "past its deadline"),
                 (&[opens(1), taken(), until(99, 5), prolongs(1001, vec![], 1)], "longer than the store"),
                 (&[opens(1), taken(), until(99, 5), prolongs(98, vec![], 1)], "goes back"),

@@ -120,8 +120,7 @@ impl World {
             let (offset, start_at) = (more.below(1_000_000 * S), more.below(60 * S));
             nodes.push(Node::new(node_id(0), offset, 0, start_at));
         }
-        let ttl = config.timing.session_ttl.as_nanos() as u64;
-        let oracles = Oracles::new(ttl, scenario.capacity);
+        let oracles = Oracles::new(&config, scenario.capacity);
         let mut world = Self {
             config,
             dice,

@@ -26,7 +26,11 @@ impl World {
     pub(super) fn send(&mut self, index: usize, life: u32, request: RequestId, call: Call, timeout: Duration) {
         let (kind, name, session) = match &call {
             Call::Open(_) => (CallKind::Open, "open", None),
-            Call::Heartbeat(request) => (CallKind::Heartbeat, "heartbeat", Some(request.session)),
+            Call::Heartbeat(request) => {
+                let reads_on = self.process(index, life).is_some_and(|process| std::mem::take(&mut process.reads_on));
+                let kind = if reads_on { CallKind::ReadsOn } else { CallKind::Heartbeat };
+                (kind, "heartbeat", Some(request.session))
+            }
             Call::Change(request) => (CallKind::Change, "change", Some(request.session)),
             Call::Snapshot(request) => (CallKind::Snapshot, "snapshot", request.session),
             Call::Close(request) => (CallKind::Close, "close", Some(request.session)),
@@ -297,6 +301,8 @@ impl World {
         if before.map(|record| record.revision) == record.map(|record| record.revision) && by != By::Loss {
             return;
         }
+        let moved_at = |record: Option<&SlotRecord>| record.and_then(|record| record.moved_at);
+        let moved = by == By::Transfer && moved_at(before) != moved_at(record);
         let (before, after) = (lease(before), lease(record));
         if before == after && session.is_none() {
             return;
@@ -306,7 +312,7 @@ impl World {
             Some((node, self.store.model.held(holder).unwrap_or_default().count))
         });
         let slot = self.slot_no(slot);
-        self.fact(Fact::Changes { slot, by, session, named, before, after, holds });
+        self.fact(Fact::Changes { slot, by, session, named, before, after, holds, moved });
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rendez_core::{
     Action, ClusterSettings, Declared, DynamicWorkloads, Engine, EngineSetup, Event, FencingToken, Incarnation, Input,
-    NodeId, NodeInfo, OperationId, RequestId, RunnerEnd, Slot, Timestamp, WorkloadName, ZoneName,
+    NodeId, NodeInfo, OperationId, Reply, RequestId, RunnerEnd, Slot, Sync, Timestamp, WorkloadName, ZoneName,
 };
 
 use super::{MS, S, What, World, policy};
@@ -37,6 +37,8 @@ pub(super) struct Process {
     sent_at: BTreeMap<RequestId, u64>,
     /// When the request was sent whose answer was taken in last.
     heard_of: u64,
+    /// The last answer had no room for all changes.
+    pub(super) reads_on: bool,
     pub(super) paused_until: u64,
     /// What came while it was frozen.
     inbox: Vec<Input>,
@@ -140,6 +142,7 @@ impl World {
             waiting: BTreeSet::new(),
             sent_at: BTreeMap::new(),
             heard_of: 0,
+            reads_on: false,
             paused_until: 0,
             inbox: Vec::new(),
             warm: BTreeSet::new(),
@@ -178,6 +181,9 @@ impl World {
         let fact = match &input {
             Input::Reply(request, result) => {
                 process.heard_of = process.sent_at.remove(request).unwrap_or(time);
+                if let Ok(Reply::Heartbeat(beat)) = result {
+                    process.reads_on = matches!(beat.sync, Sync::Changes { more: true, .. });
+                }
                 let stamp = result.as_ref().ok().and_then(super::network::stamp_of);
                 stamp.map(|stamp| Fact::Hears { node: index, present: Some(stamp.generation) == generation })
             }
