@@ -21,6 +21,14 @@ const fn minds(seed: u64) -> Case {
     Case { kind: Kind::Minds, seed, why: "while operators' and programs' wishes were first built" }
 }
 
+const fn swarm(seed: u64, why: &'static str) -> Case {
+    Case { kind: Kind::Swarm, seed, why }
+}
+
+/// What was wrong with seeds 577 and 2212.
+const STOPPING_WITHOUT_ALARM: &str =
+    "a runner that was stopping when data were lost was not aborted before its deadline: it had no alarm of its own";
+
 /// All of them.
 pub const CASES: &[Case] = &[
     plain(2),
@@ -47,4 +55,10 @@ pub const CASES: &[Case] = &[
     minds(875),
     minds(1622),
     minds(2525),
+    swarm(577, STOPPING_WITHOUT_ALARM),
+    swarm(2212, STOPPING_WITHOUT_ALARM),
+    swarm(
+        2433,
+        "a re-adoption that was made but not answered, and whose runner then ended: the session held the slot for ever",
+    ),
 ];

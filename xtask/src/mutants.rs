@@ -16,7 +16,7 @@ const LIST: &str = "rendez-sim/mutants.txt";
 const CRATES: &[&str] = &["rendez-core", "rendez-sim"];
 
 /// A bug that is not found in this many seeds, from each of so many starts, is missed.
-const SEEDS_MAX: u64 = 3000;
+const SEEDS: u64 = 3000;
 const STARTS: usize = 5;
 
 /// The sources as they are must be clean for this many seeds.
@@ -33,7 +33,19 @@ struct Mutant {
 }
 
 /// Plants the bugs with these names (or all of them) one after the other, and prints how many seeds each took.
-pub(crate) fn mutants(names: &[&str]) -> Result<(), Failure> {
+/// `--seeds N` and `--starts N` before the names say how long to look.
+pub(crate) fn mutants(mut words: &[&str]) -> Result<(), Failure> {
+    let (mut seeds, mut starts) = (SEEDS, STARTS);
+    while let [option @ ("--seeds" | "--starts"), value, rest @ ..] = words {
+        let number: u64 = value.parse().map_err(|_| Failure(format!("{option} {value}: this is no number")))?;
+        if *option == "--seeds" {
+            seeds = number.max(1);
+        } else {
+            starts = usize::try_from(number.clamp(1, 100)).unwrap_or(STARTS);
+        }
+        words = rest;
+    }
+    let names = words;
     let root = run::root();
     let text = fs::read_to_string(root.join(LIST)).map_err(|error| Failure(format!("{LIST}: {error}")))?;
     let all = parse(&text)?;
@@ -53,16 +65,16 @@ pub(crate) fn mutants(names: &[&str]) -> Result<(), Failure> {
     let (mut caught, mut missed) = (0, Vec::new());
     for mutant in all.iter().filter(|mutant| names.is_empty() || names.contains(&mutant.name.as_str())) {
         let begun = Instant::now();
-        let found = copy.with(mutant)?;
-        let mut seeds: Vec<u64> = found.iter().filter_map(|line| caught_after(line)).collect();
-        seeds.sort_unstable();
+        let found = copy.with(mutant, seeds, starts)?;
+        let mut after: Vec<u64> = found.iter().filter_map(|line| caught_after(line)).collect();
+        after.sort_unstable();
         let how = found.iter().find(|line| caught_after(line).is_some()).map_or("", |line| words(line));
-        if seeds.len() == STARTS {
+        if after.len() == starts {
             caught += 1;
-            println!("{:<34} {:>6} {:>6}  {how}", mutant.name, seeds[STARTS / 2], seeds[STARTS - 1]);
+            println!("{:<34} {:>6} {:>6}  {how}", mutant.name, after[starts / 2], after[starts - 1]);
         } else {
-            println!("{:<34} found from {} of {STARTS} starts  {how}", mutant.name, seeds.len());
-            if seeds.is_empty() {
+            println!("{:<34} found from {} of {starts} starts  {how}", mutant.name, after.len());
+            if after.is_empty() {
                 missed.push(mutant.name.clone());
             } else {
                 caught += 1;
@@ -132,11 +144,11 @@ impl Copy {
     }
 
     /// Plants a bug, hunts for it, and takes it out again.
-    fn with(&self, mutant: &Mutant) -> Result<Vec<String>, Failure> {
+    fn with(&self, mutant: &Mutant, seeds: u64, starts: usize) -> Result<Vec<String>, Failure> {
         let file = self.folder.join(&mutant.file);
         let planted = mutant.planted(&self.root)?;
         write(&file, &planted)?;
-        let found = self.build().and_then(|()| self.hunt(SEEDS_MAX, STARTS));
+        let found = self.build().and_then(|()| self.hunt(seeds, starts));
         let source = fs::read_to_string(self.root.join(&mutant.file)).map_err(|error| Failure(error.to_string()))?;
         write(&file, &source)?;
         found

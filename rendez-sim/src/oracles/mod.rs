@@ -90,7 +90,7 @@ impl Oracles {
                 Box::new(ComesToRest::default()),
                 Box::new(StaysAtRest::default()),
                 Box::new(MovesAreHeldBack::new(nanos(rules.cooldown), rules.shedding)),
-                Box::new(CallsInBounds::default()),
+                Box::new(CallsInBounds::new(nanos(config.timing.heartbeat_interval))),
                 Box::new(ShutsDownInTime::default()),
                 Box::new(LeavesNothing),
             ],

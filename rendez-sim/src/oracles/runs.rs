@@ -183,10 +183,12 @@ impl Oracle for GivenBackAtRest {
     }
 }
 
-/// Rule 4 for lost data: taken back is only what runs at this moment, before its deadline.
+/// Rule 4 for lost data: taken back is only what runs at this moment, before its deadline (of which nothing is known once
+/// clocks do what is not assumed of them).
 #[derive(Debug, Default)]
 pub struct TakenBackWhileRunning {
     running: BTreeMap<(usize, SlotNo), (FencingToken, u64)>,
+    clocks_broken: bool,
 }
 
 impl Oracle for TakenBackWhileRunning {
@@ -196,6 +198,7 @@ impl Oracle for TakenBackWhileRunning {
 
     fn see(&mut self, at: u64, fact: &Fact) -> Result<(), String> {
         match fact {
+            Fact::ClockBreaks { .. } => self.clocks_broken = true,
             Fact::Starts { node, slot, token, deadline, .. } => {
                 self.running.insert((*node, *slot), (*token, *deadline));
             }
@@ -213,7 +216,7 @@ impl Oracle for TakenBackWhileRunning {
             Fact::Sends { node, readopts, .. } => {
                 for (slot, token) in readopts {
                     let run = self.running.get(&(*node, *slot)).filter(|(running, _)| running == token);
-                    if run.is_none_or(|(_, deadline)| at > *deadline + ROUNDING) {
+                    if run.is_none_or(|(_, deadline)| at > *deadline + ROUNDING && !self.clocks_broken) {
                         return Err(format!("n{node} takes {slot:?} {token} back, which does not run: {run:?}"));
                     }
                 }
@@ -248,6 +251,7 @@ impl Run {
 ///
 /// Exempt:
 /// - a node that has not heard of a loss of data starts what was granted before, for one TTL;
+/// - a session may be believed in for as long as was answered before a loss of data;
 /// - what an operator took away at once;
 /// - overruns, as long as the session lives: at the deadline of a lost one the process ends;
 /// - once a clock has done what is not assumed of it, everything that is a matter of deadlines and sessions.
@@ -328,7 +332,10 @@ impl RunsOnLease {
         session: Option<SessionId>,
         sent_at: u64,
     ) -> Result<(), String> {
+        // What a failover has undone of a session's extension, the quiet time outlasts.
+        let undone = self.lost_at.is_some_and(|lost_at| sent_at <= lost_at);
         if !self.clocks_broken
+            && !undone
             && let Some(ends) = session.and_then(|session| self.sessions.get(&session))
             && deadline > ends + ROUNDING
         {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rendez_core::placement::Policy;
 use rendez_core::{
-    Call, Capabilities, EngineConfig, FencingToken, Input, NodeId, OperationId, Reply, RequestId, RunnerEnd, SessionId,
+    Call, Capabilities, EngineConfig, FencingToken, Generation, Input, NodeId, OperationId, Reply, RequestId, RunnerEnd, SessionId,
     Slot, StoreError, WatchHint,
 };
 
@@ -63,6 +63,8 @@ pub struct World {
     store_down_until: u64,
     /// The store loses data as soon as it has answered the next change, or at this time.
     doom: Option<(u64, Loss)>,
+    /// Those of before the last loss of data.
+    old_generations: [Option<Generation>; 2],
     nodes: Vec<Node>,
     session_nodes: BTreeMap<SessionId, usize>,
     /// Those that the facts have told of.
@@ -132,6 +134,7 @@ impl World {
             store,
             store_down_until: 0,
             doom: None,
+            old_generations: [None; 2],
             nodes,
             session_nodes: BTreeMap::new(),
             sessions: BTreeSet::new(),

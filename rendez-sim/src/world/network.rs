@@ -146,6 +146,7 @@ impl World {
     pub(super) fn lose(&mut self, loss: Loss) {
         let before: Vec<(Slot, SlotRecord)> =
             self.store.model.slots().map(|(slot, record)| (slot.clone(), record.clone())).collect();
+        let generation = self.store.model.generation();
         match loss {
             Loss::Everything => {
                 self.store.model.lose_everything();
@@ -161,6 +162,7 @@ impl World {
                 self.trouble(Fault::Failovers, lag);
             }
         }
+        self.old_generations = [generation, self.store.model.generation()];
         self.fact(Fact::Loses { loss });
         self.tell_sessions_because(|_| (SessionEnd::Lost, None));
         let before = before.into_iter().map(|(slot, record)| (slot, Some(record))).collect();

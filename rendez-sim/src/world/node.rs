@@ -44,7 +44,7 @@ pub(super) struct Process {
     inbox: Vec<Input>,
     /// Slots that it has prepared for and that have neither come nor been called off.
     pub(super) warm: BTreeSet<Slot>,
-    wake_at: u64,
+    pub(super) wake_at: u64,
 }
 
 /// A place where one process after the other lives.
@@ -171,7 +171,7 @@ impl World {
     /// Gives an input to an engine, or keeps it while the process is frozen.
     pub(super) fn input(&mut self, index: usize, life: u32, input: Input) {
         let (now, time) = (self.local(index), self.now);
-        let generation = self.store.model.generation();
+        let (generation, old) = (self.store.model.generation(), self.old_generations);
         let drain_timeout = self.config.drain_timeout.as_nanos() as u64;
         let Some(process) = self.process(index, life) else { return };
         if process.paused_until > time {
@@ -185,7 +185,10 @@ impl World {
                     process.reads_on = matches!(beat.sync, Sync::Changes { more: true, .. });
                 }
                 let stamp = result.as_ref().ok().and_then(super::network::stamp_of);
-                stamp.map(|stamp| Fact::Hears { node: index, present: Some(stamp.generation) == generation })
+                stamp.map(|stamp| {
+                    let of = Some(stamp.generation);
+                    Fact::Hears { node: index, present: of == generation && !old.contains(&of) }
+                })
             }
             Input::Command(rendez_core::Command::Shutdown) => {
                 Some(Fact::ShutsDown { node: index, within: drain_timeout })
@@ -410,10 +413,8 @@ impl World {
         *self.calls.entry("wake").or_default() += 1;
         let now = self.now;
         let Some(process) = self.process(node, life) else { return };
-        if process.paused_until > now {
-            let until = process.paused_until;
-            process.wake_at = until;
-            self.at(until, What::Wake { node, life });
+        // Whoever has frozen it has set a timer for its end; and only the timer that was set last counts.
+        if process.paused_until > now || (process.paused_until == 0 && process.wake_at != now) {
             return;
         }
         let thaws = std::mem::take(&mut process.paused_until) > 0;

@@ -23,7 +23,9 @@ impl World {
         if let Some((_, loss)) = self.doom.take() {
             self.lose(loss);
         }
-        self.store_is_away(self.now);
+        if self.store_down_until > self.now {
+            self.store_is_away(self.now);
+        }
         for node in &mut self.nodes {
             node.start_at = node.start_at.min(self.now + S);
             (node.mute_until, node.deaf_until) = (0, 0);

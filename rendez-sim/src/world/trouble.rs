@@ -202,6 +202,9 @@ impl World {
         if self.more.one_in(3) {
             self.nodes[index].offset += length;
             self.fact(Fact::ClockBreaks { node: index });
+            if let Some(process) = self.process(index, life) {
+                process.wake_at = now;
+            }
             self.at(now, What::Wake { node: index, life });
         } else {
             self.nodes[index].clock_stopped_at = Some(now);
