@@ -68,7 +68,7 @@ pub(crate) fn mutants(mut words: &[&str]) -> Result<(), Failure> {
         let found = copy.with(mutant, seeds, starts)?;
         let mut after: Vec<u64> = found.iter().filter_map(|line| caught_after(line)).collect();
         after.sort_unstable();
-        let how = found.iter().find(|line| caught_after(line).is_some()).map_or("", |line| words(line));
+        let how = found.iter().find(|line| caught_after(line).is_some()).map_or("", |line| said(line));
         if after.len() == starts {
             caught += 1;
             println!("{:<34} {:>6} {:>6}  {how}", mutant.name, after[starts / 2], after[starts - 1]);
@@ -92,7 +92,7 @@ fn caught_after(line: &str) -> Option<u64> {
 }
 
 /// What stands behind the seed.
-fn words(line: &str) -> &str {
+fn said(line: &str) -> &str {
     line.splitn(4, ' ').nth(3).unwrap_or_default()
 }
 
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn what_the_hunt_prints_is_understood() {
         let line = "caught 17 1000016 S2 broken at 3 s: twice";
-        assert_eq!((caught_after(line), words(line)), (Some(17), "S2 broken at 3 s: twice"));
+        assert_eq!((caught_after(line), said(line)), (Some(17), "S2 broken at 3 s: twice"));
         assert_eq!(caught_after("missed 3000"), None);
     }
 }
