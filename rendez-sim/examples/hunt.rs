@@ -1,19 +1,42 @@
-//! Hunts for broken promises: `hunt KIND FIRST SEEDS STARTS` runs seeds from `FIRST` until one breaks a promise, and
-//! again from a million further on, `STARTS` times. Prints for each how many seeds it took, which broke, and what.
+//! Hunts for broken promises where the command line would take too long to build: for chores.
+//!
+//! `hunt KIND FIRST SEEDS STARTS` runs seeds from `FIRST` until one breaks a promise, and again from a million further on,
+//! `STARTS` times; prints for each how many seeds it took, which broke, and what. `hunt hashes KIND FIRST SEEDS` prints
+//! the hash of each seed's trace.
 
-use rendez_sim::Kind;
-use rendez_sim::run::{Many, run_many};
+use rendez_sim::run::{Many, run, run_many};
+use rendez_sim::{Kind, Scenario};
 
 /// From one start to the next.
 const STRIDE: u64 = 1_000_000;
 
+const USAGE: &str = "usage: hunt KIND FIRST SEEDS STARTS | hunt hashes KIND FIRST SEEDS";
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "usage: hunt KIND FIRST SEEDS STARTS";
-    let kind: Kind = words.first().and_then(|word| word.parse().ok()).expect(usage);
-    let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).expect(usage);
-    let (first, seeds, starts) = (number(1), number(2), number(3));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     std::panic::set_hook(Box::new(|_| ()));
+    match words[..] {
+        ["hashes", kind, first, seeds] => hashes(kind.parse().expect(USAGE), number(first), number(seeds)),
+        [kind, first, seeds, starts] => hunt(kind.parse().expect(USAGE), number(first), number(seeds), number(starts)),
+        _ => {
+            eprintln!("{USAGE}");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn number(word: &str) -> u64 {
+    word.parse().expect(USAGE)
+}
+
+fn hashes(kind: Kind, first: u64, seeds: u64) {
+    for seed in first..first + seeds {
+        println!("{kind} {seed} {:016x}", run(&Scenario::of(kind, seed)).hash);
+    }
+}
+
+fn hunt(kind: Kind, first: u64, seeds: u64, starts: u64) {
     for start in 0..starts {
         let many = Many { twice_every: 0, broken_max: 1, ..Many::new(kind, first + start * STRIDE, seeds) };
         let summary = run_many(&many, |_| true);

@@ -45,13 +45,8 @@ pub fn run_traced(scenario: &Scenario, keep: bool) -> (Outcome, Trace) {
         Some(words) => Some(Broken { promise: "no panic", at: 0, words }),
         None => world.broken().cloned(),
     };
-    let outcome = Outcome {
-        hash: world.trace().hash(),
-        broken,
-        happened: world.happened(),
-        steps,
-        overlap: world.overlap(),
-    };
+    let outcome =
+        Outcome { hash: world.trace().hash(), broken, happened: world.happened(), steps, overlap: world.overlap() };
     (outcome, world.into_trace())
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::{self, Write as _};
 use std::hash::{Hash, Hasher};
 
-use rendez_core::{FencingToken, OperationId, SessionId, Slot};
+use rendez_core::{FencingToken, Generation, OperationId, SessionId, Slot};
 use serde::Serialize;
 
 use crate::faults::Fault;
@@ -345,6 +345,14 @@ pub enum Fact {
         /// Whether the sink takes it.
         accepted: bool,
     },
+    /// A node learns of a generation of the store that it did not know as the present one.
+    Enters {
+        /// Which node.
+        node: usize,
+        /// The generation.
+        #[serde(serialize_with = "display")]
+        generation: Generation,
+    },
     /// A node tells people something.
     Tells {
         /// Which node.
@@ -384,6 +392,10 @@ pub enum Fact {
 
 fn number<S: serde::Serializer>(token: &FencingToken, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(token.get())
+}
+
+fn display<S: serde::Serializer>(generation: &Generation, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(generation)
 }
 
 fn text<S: serde::Serializer>(session: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
@@ -620,6 +632,7 @@ impl Trace {
             Fact::Writes { slot: no, token, accepted } => {
                 format!("{} {token} writes, and is {}", slot(no), if *accepted { "accepted" } else { "refused" })
             }
+            Fact::Enters { node, generation } => format!("n{node} enters generation {generation}"),
             Fact::Tells { node, event, slot: no } => {
                 format!("n{node}: {event} {}", no.as_ref().map(slot).unwrap_or_default())
             }
@@ -662,6 +675,7 @@ impl Fact {
             | Self::StoreAway { .. }
             | Self::Calm
             | Self::Hears { .. }
+            | Self::Enters { .. }
             | Self::Opens { .. }
             | Self::Extends { .. }
             | Self::Closes { .. }
@@ -695,6 +709,7 @@ impl Fact {
             | Self::Trouble { .. }
             | Self::Sends { .. }
             | Self::Hears { .. }
+            | Self::Enters { .. }
             | Self::Extends { .. }
             | Self::Grants { .. }
             | Self::Changes { .. }

@@ -252,7 +252,8 @@ mod tests {
 
     #[test]
     fn the_quick_manifest_keeps_versions_and_drops_members_and_profiles() {
-        let manifest = "[workspace]\nmembers = [\"a\", \"b\"]\n[workspace.dependencies]\nbytes = \"1\"\n[profile.dev]\nx = 1\n";
+        let manifest =
+            "[workspace]\nmembers = [\"a\", \"b\"]\n[workspace.dependencies]\nbytes = \"1\"\n[profile.dev]\nx = 1\n";
         let quick = quick_manifest(manifest).unwrap();
         assert!(quick.contains("members = [\"rendez-core\", \"rendez-sim\"]") && quick.contains("bytes = \"1\""));
         assert!(!quick.contains("x = 1") && quick.contains("opt-level = 1"));

@@ -53,9 +53,9 @@ impl Oracle for WithinCaps {
                     caps.push((at, self.first));
                 }
             }
-            Fact::Changes { slot, by: By::Acquire | By::Transfer, before, after, holds: Some((node, holds)), .. }
-                if before.holder != after.holder =>
-            {
+            Fact::Changes {
+                slot, by: By::Acquire | By::Transfer, before, after, holds: Some((node, holds)), ..
+            } if before.holder != after.holder => {
                 if let Some(cap) = self.largest(at, *node).filter(|cap| *holds > u64::from(*cap)) {
                     return Err(format!("n{node} holds {holds} of {cap} with {slot:?}"));
                 }
@@ -93,7 +93,16 @@ mod tests {
                 &[caps(None), given(By::Acquire, 99)],
                 &[caps(Some(1)), given(By::Acquire, 2)],
                 &[given(By::Readopt, 9)],
-                &[caps(Some(1)), Fact::Begins { node: 1 }, wait(), wait(), wait(), wait(), wait(), given(By::Acquire, 2)],
+                &[
+                    caps(Some(1)),
+                    Fact::Begins { node: 1 },
+                    wait(),
+                    wait(),
+                    wait(),
+                    wait(),
+                    wait(),
+                    given(By::Acquire, 2),
+                ],
             ],
             &[
                 (&[given(By::Acquire, 3)], "holds 3 of 2"),

@@ -40,7 +40,9 @@ impl Oracle for OneHolder {
             Fact::Grants { slot, session, token } => {
                 let record = self.records.get(slot).copied().unwrap_or_default();
                 if record.holder != Some(*session) || record.token != *token {
-                    return Err(format!("{session} is told that it holds {slot:?} {token}, but the record is {record:?}"));
+                    return Err(format!(
+                        "{session} is told that it holds {slot:?} {token}, but the record is {record:?}"
+                    ));
                 }
                 let told = self.told.entry(*slot).or_default();
                 told.retain(|other| self.sessions.contains(other));
@@ -219,8 +221,25 @@ mod tests {
             OneHolder::default,
             &[
                 &[opens(1), acquires(1, lease(0, 0), 5), grants(1, 5), grants(1, 5)],
-                &[opens(1), opens(2), acquires(1, lease(0, 0), 5), grants(1, 5), closes(1), acquires(2, lease(5, 1), 6), grants(2, 6)],
-                &[opens(1), opens(2), acquires(1, lease(0, 0), 5), grants(1, 5), Fact::Loses { loss: Loss::LastWrites }, changes(By::Loss, 0, lease(5, 1), lease(0, 0)), acquires(2, lease(0, 0), 6), grants(2, 6)],
+                &[
+                    opens(1),
+                    opens(2),
+                    acquires(1, lease(0, 0), 5),
+                    grants(1, 5),
+                    closes(1),
+                    acquires(2, lease(5, 1), 6),
+                    grants(2, 6),
+                ],
+                &[
+                    opens(1),
+                    opens(2),
+                    acquires(1, lease(0, 0), 5),
+                    grants(1, 5),
+                    Fact::Loses { loss: Loss::LastWrites },
+                    changes(By::Loss, 0, lease(5, 1), lease(0, 0)),
+                    acquires(2, lease(0, 0), 6),
+                    grants(2, 6),
+                ],
             ],
             &[
                 (&[opens(1), grants(1, 5)], "but the record is"),
@@ -246,7 +265,10 @@ mod tests {
                 (&[taken.clone(), release, acquires(2, lease(5, 0), 5)], "granted with 5 after 5"),
                 (&[taken.clone(), transfer(5)], "granted with 5 after 5"),
                 (&[starts(1, 6), ends(1, 6), starts(2, 5)], "starts with 5 after 6"),
-                (&[acquires(1, lease(0, 0), 9), Fact::Remembers { token: token(9) }, acquires(1, lease(0, 0), 4)], "4 after 9"),
+                (
+                    &[acquires(1, lease(0, 0), 9), Fact::Remembers { token: token(9) }, acquires(1, lease(0, 0), 4)],
+                    "4 after 9",
+                ),
             ],
         );
     }

@@ -19,9 +19,9 @@ mod testing;
 
 pub use calls::CallsInBounds;
 pub use caps::WithinCaps;
-pub use leases::{NotStolen, OneHolder, OnceOnly, StaleDoesNothing, TokensRise};
+pub use leases::{NotStolen, OnceOnly, OneHolder, StaleDoesNothing, TokensRise};
 pub use rest::{ComesToRest, LeavesNothing, StaysAtRest};
-pub use runs::{AtMostOneRun, GivenBackAtRest, Overlap, RunsOnLease, TakenBackWhileRunning};
+pub use runs::{AtMostOneRun, GivenBackAtRest, NeverGoesBack, Overlap, RunsOnLease, TakenBackWhileRunning};
 pub use shutdown::ShutsDownInTime;
 pub use sinks::SinksAreFenced;
 pub use stabilizers::MovesAreHeldBack;
@@ -84,6 +84,7 @@ impl Oracles {
                 Box::new(GivenBackAtRest::default()),
                 Box::new(RunsOnLease::new(ttl, nanos(config.runners.abort_grace))),
                 Box::new(TakenBackWhileRunning::default()),
+                Box::new(NeverGoesBack::default()),
                 Box::new(StaleDoesNothing::default()),
                 Box::new(OnceOnly::default()),
                 Box::new(WithinCaps::new(ttl, cap)),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rendez_core::{FencingToken, SessionId};
+use rendez_core::{FencingToken, Generation, SessionId};
 
 use super::Oracle;
 use crate::trace::{By, Fact, Gone, Lease, SlotNo};
@@ -227,6 +227,33 @@ impl Oracle for TakenBackWhileRunning {
     }
 }
 
+/// Rule 3 for lost data: late replies of an older generation are not used, so no process ever goes back to one.
+#[derive(Debug, Default)]
+pub struct NeverGoesBack {
+    entered: BTreeMap<usize, BTreeSet<Generation>>,
+}
+
+impl Oracle for NeverGoesBack {
+    fn promise(&self) -> &'static str {
+        "generations"
+    }
+
+    fn see(&mut self, _at: u64, fact: &Fact) -> Result<(), String> {
+        match fact {
+            Fact::Goes { node, .. } => {
+                self.entered.remove(node);
+            }
+            Fact::Enters { node, generation } => {
+                if !self.entered.entry(*node).or_default().insert(*generation) {
+                    return Err(format!("n{node} goes back to the generation {generation}"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
 /// A runner, as S7 sees it.
 #[derive(Debug, Clone, Copy)]
 struct Run {
@@ -300,7 +327,14 @@ impl RunsOnLease {
         self.lost_at.is_some_and(|lost_at| at < lost_at + self.ttl) && !self.aware.contains(&node)
     }
 
-    fn started(&mut self, at: u64, node: usize, slot: SlotNo, run: Run, session: Option<SessionId>) -> Result<(), String> {
+    fn started(
+        &mut self,
+        at: u64,
+        node: usize,
+        slot: SlotNo,
+        run: Run,
+        session: Option<SessionId>,
+    ) -> Result<(), String> {
         let token = run.token;
         if self.runs.get(&node).is_some_and(|runs| runs.contains_key(&slot)) {
             return Err(format!("n{node} starts {slot:?} beside another runner of it"));
@@ -314,6 +348,11 @@ impl RunsOnLease {
                 return Err(format!("n{node} starts {slot:?} {token} after its deadline"));
             }
             let lease = self.leases.get(&slot).copied().unwrap_or_default();
+            let ends = session.and_then(|session| self.sessions.get(&session));
+            if let Some(ends) = ends.filter(|ends| run.deadline > **ends + ROUNDING && self.lost_at.is_none()) {
+                let by = run.deadline - ends;
+                return Err(format!("n{node} starts {slot:?} for {by} ns longer than its session lives"));
+            }
             let exempt = self.is_unaware(at, node) || self.torn.contains(&(slot, token));
             if !exempt && (session.is_none() || lease.holder != session || lease.token != token) {
                 return Err(format!("n{node} starts {slot:?} {token} under {session:?} without the lease: {lease:?}"));
@@ -351,7 +390,9 @@ impl RunsOnLease {
             });
             if !holds {
                 let token = run.token;
-                return Err(format!("n{node} goes on with {slot:?} {token} under {session:?}, but the record is {lease:?}"));
+                return Err(format!(
+                    "n{node} goes on with {slot:?} {token} under {session:?}, but the record is {lease:?}"
+                ));
             }
             if !self.clocks_broken && deadline + ROUNDING < run.deadline {
                 return Err(format!("n{node}: the deadline of {slot:?} goes back from {} to {deadline}", run.deadline));
@@ -556,6 +597,17 @@ mod tests {
     }
 
     #[test]
+    fn never_goes_back() {
+        let enters = |node, bits| Fact::Enters { node, generation: Generation::from_bits(bits) };
+        let goes = || Fact::Goes { node: 1, how: Gone::Killed };
+        check(
+            NeverGoesBack::default,
+            &[&[enters(1, 5), enters(1, 6), enters(2, 5)], &[enters(1, 5), goes(), enters(1, 5)]],
+            &[(&[enters(1, 5), enters(1, 6), enters(1, 5)], "n1 goes back")],
+        );
+    }
+
+    #[test]
     fn taken_back_while_running() {
         let readopts = |number| Fact::Sends {
             node: 1,
@@ -629,6 +681,7 @@ mod tests {
                 (&[opens(1), taken(), starts(1, 5), ends(1, 5), starts(1, 5)], "after it ended or gave back"),
                 (&[opens(1), taken(), sends(), starts(1, 5)], "after it ended or gave back"),
                 (&[opens(1), taken(), until(3, 5)], "after its deadline"),
+                (&[opens(1), taken(), until(1001, 5)], "longer than its session lives"),
                 (&[opens(1), taken(), until(4, 5), Fact::Calm, Fact::Calm], "past its deadline"),
                 (&[opens(1), taken(), until(4, 5), aborts(1, 5, true), Fact::Calm], "past its deadline"),
                 (&[opens(1), taken(), until(4, 5), aborts(1, 5, false), Fact::Calm, Fact::Calm], "past its deadline"),

@@ -68,7 +68,15 @@ mod tests {
             &[
                 &[shuts(), wait(), wait(), goes(), wait(), wait()],
                 &[shuts(), Fact::Freezes { node: 1, until: 5 * S }, wait(), wait(), wait(), goes()][..5],
-                &[Fact::Freezes { node: 1, until: 5 * S }, shuts(), wait(), wait(), Fact::Thaws { node: 1 }, wait(), goes()],
+                &[
+                    Fact::Freezes { node: 1, until: 5 * S },
+                    shuts(),
+                    wait(),
+                    wait(),
+                    Fact::Thaws { node: 1 },
+                    wait(),
+                    goes(),
+                ],
             ],
             &[(&[shuts(), wait(), wait(), wait()], "n1 should have ended")],
         );

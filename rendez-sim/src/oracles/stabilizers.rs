@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use rendez_core::FencingToken;
+
 use super::Oracle;
-use crate::trace::{Fact, SlotNo};
+use crate::trace::{Fact, Lease, SlotNo};
 
 /// What clocks may differ by over a cooldown, in nanoseconds.
 const SLACK: u64 = 200_000_000;
@@ -34,6 +36,10 @@ impl Oracle for MovesAreHeldBack {
         match fact {
             Fact::Loses { .. } => self.moved.clear(),
             Fact::ClockBreaks { .. } => self.cooldown = 0,
+            // Deleted with its workload.
+            Fact::Changes { slot, after: Lease { token: FencingToken::NONE, .. }, .. } => {
+                self.moved.remove(slot);
+            }
             Fact::Changes { slot, moved: true, .. } => {
                 if !self.shedding {
                     return Err(format!("{slot:?} is moved voluntarily where nothing should be"));
@@ -73,6 +79,7 @@ mod tests {
                 &[transfers(true), Fact::Calm, transfers(true)],
                 &[transfers(true), transfers(false), transfers(true)],
                 &[transfers(true), Fact::Loses { loss: Loss::LastWrites }, transfers(true)],
+                &[transfers(true), changes(By::Operator, 0, lease(6, 0), lease(0, 0)), transfers(true)],
                 &[Fact::ClockBreaks { node: 1 }, transfers(true), transfers(true)],
             ],
             &[(&[transfers(true), transfers(true)], "is moved again after 1000000000 ns")],

@@ -36,7 +36,16 @@ pub(super) fn closes(number: u128) -> Fact {
 /// A change by a session that names the token that it should.
 pub(super) fn changes(by: By, who: u128, before: Lease, after: Lease) -> Fact {
     let holds = after.holder.map(|holder| (holder.bits() as usize, 1));
-    Fact::Changes { slot: SLOT, by, session: Some(session(who)), named: before.token, before, after, holds, moved: false }
+    Fact::Changes {
+        slot: SLOT,
+        by,
+        session: Some(session(who)),
+        named: before.token,
+        before,
+        after,
+        holds,
+        moved: false,
+    }
 }
 
 /// The first acquisition of the slot, and others like it.

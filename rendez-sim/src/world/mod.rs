@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use rendez_core::placement::Policy;
 use rendez_core::{
-    Call, Capabilities, EngineConfig, FencingToken, Generation, Input, NodeId, OperationId, Reply, RequestId, RunnerEnd, SessionId,
-    Slot, StoreError, WatchHint,
+    Call, Capabilities, EngineConfig, FencingToken, Generation, Input, NodeId, OperationId, Reply, RequestId,
+    RunnerEnd, SessionId, Slot, StoreError, WatchHint,
 };
 
 use crate::dice::Dice;
@@ -100,7 +100,11 @@ impl World {
         vary(&mut config, scenario.variant);
         let behaviour = Behaviour {
             replica_lag: faults.has(Fault::Failovers).then(|| Duration::from_millis(200 + more.below(2000))),
-            lateness: if faults.has(Fault::LateExpiry) { Duration::from_millis(more.below(3000)) } else { Duration::ZERO },
+            lateness: if faults.has(Fault::LateExpiry) {
+                Duration::from_millis(more.below(3000))
+            } else {
+                Duration::ZERO
+            },
             forgetful: faults.has(Fault::ForgetfulLog),
             rate: 0,
         };

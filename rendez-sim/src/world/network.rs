@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rendez_core::{
-    AdminRequest, Call, ChangeKind, ChangeOutcome, ErrorKind, FencingToken, Input, Opening, Reply, RequestId, SessionId,
-    Slot, SlotChange, SlotRecord, Stamp, StoreError, WatchHint,
+    AdminRequest, Call, ChangeKind, ChangeOutcome, ErrorKind, FencingToken, Input, Opening, Reply, RequestId,
+    SessionId, Slot, SlotChange, SlotRecord, Stamp, StoreError, WatchHint,
 };
 
 use super::{MS, S, What, World};
@@ -71,7 +71,6 @@ impl World {
         let at = self.now + timeout.as_nanos() as u64;
         self.at(at, What::Answer { node: index, life, request, result });
     }
-
 
     fn delay(&mut self, faulty: bool) -> u64 {
         let usual = 200_000 + self.dice.below(2 * MS);

@@ -316,6 +316,9 @@ impl World {
                     process.warm.remove(slot);
                 }
             }
+            Event::NewGeneration { generation, .. } => {
+                self.fact(Fact::Enters { node: index, generation: *generation });
+            }
             _ => {}
         }
         let slot = slot_of(event).map(|slot| self.slot_no(slot));

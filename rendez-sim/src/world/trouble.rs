@@ -195,7 +195,8 @@ impl World {
     fn jump(&mut self, index: usize) {
         let length = self.more.below(20 * S);
         let now = self.now;
-        let Some(life) = self.nodes[index].process.as_ref().filter(|it| it.paused_until <= now).map(|it| it.life) else {
+        let Some(life) = self.nodes[index].process.as_ref().filter(|it| it.paused_until <= now).map(|it| it.life)
+        else {
             return;
         };
         self.trouble(Fault::ClockJumps, length);
