@@ -11,6 +11,7 @@ mod measure;
 mod mutants;
 mod run;
 mod servers;
+mod sim;
 mod source;
 mod test;
 
@@ -21,6 +22,7 @@ usage: cargo xtask CHORE
   check                  formatting, lints, documentation, architecture
   architecture           only the architecture: what may depend on what, and what the core may use
   measure [NAME...]      prints measurements; without a name, all of them; `measure list` lists them
+  sim [SEEDS]            runs the simulator on fresh seeds, 10000 unless another number is given
   mutants [NAME...]      plants bugs one at a time, and sees that the simulator finds each
 ";
 
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ["check"] => check(),
         ["architecture"] => architecture::check(),
         ["measure", ref names @ ..] => measure::measure(names),
+        ["sim", ref words @ ..] => sim::sim(words),
         ["mutants", ref names @ ..] => mutants::mutants(names),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");
