@@ -1,4 +1,7 @@
-//! Seeds that broke a promise once, and why. They are run with every change.
+//! Worlds that broke a promise once, and why. They are run with every change.
+//!
+//! What a seed of the swarm stands for changes with each new fault; so those worlds are kept as scenario files, in the
+//! folder `corpus`.
 
 use crate::scenario::Kind;
 
@@ -21,15 +24,7 @@ const fn minds(seed: u64) -> Case {
     Case { kind: Kind::Minds, seed, why: "while operators' and programs' wishes were first built" }
 }
 
-const fn swarm(seed: u64, why: &'static str) -> Case {
-    Case { kind: Kind::Swarm, seed, why }
-}
-
-/// What was wrong with seeds 577 and 2212.
-const STOPPING_WITHOUT_ALARM: &str =
-    "a runner that was stopping when data were lost was not aborted before its deadline: it had no alarm of its own";
-
-/// All of them.
+/// Seeds of worlds whose choice does not change any more.
 pub const CASES: &[Case] = &[
     plain(2),
     plain(3),
@@ -55,10 +50,11 @@ pub const CASES: &[Case] = &[
     minds(875),
     minds(1622),
     minds(2525),
-    swarm(577, STOPPING_WITHOUT_ALARM),
-    swarm(2212, STOPPING_WITHOUT_ALARM),
-    swarm(
-        2433,
-        "a re-adoption that was made but not answered, and whose runner then ended: the session held the slot for ever",
-    ),
+];
+
+/// Scenario files, by name; each begins with a comment that says what was wrong.
+pub const SCENARIOS: &[(&str, &str)] = &[
+    ("stopping-without-alarm", include_str!("../corpus/stopping-without-alarm.scenario")),
+    ("stopping-without-alarm-2", include_str!("../corpus/stopping-without-alarm-2.scenario")),
+    ("readoption-unheard", include_str!("../corpus/readoption-unheard.scenario")),
 ];

@@ -58,13 +58,15 @@ pub enum Fault {
     MixedSettings,
     /// Nodes are in zones, and workloads are bound to some of them for a while.
     Zones,
+    /// A store that is away refuses at once, instead of leaving requests unanswered.
+    Refusals,
     /// Clocks stop during a suspend, or jump: more than what is assumed of them.
     ClockJumps,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Crashes,
         Self::Pauses,
         Self::Messages,
@@ -88,6 +90,7 @@ impl Fault {
         Self::Twins,
         Self::MixedSettings,
         Self::Zones,
+        Self::Refusals,
         Self::ClockJumps,
     ];
 
@@ -118,6 +121,7 @@ impl Fault {
             Self::Twins => "twins",
             Self::MixedSettings => "mixed-settings",
             Self::Zones => "zones",
+            Self::Refusals => "refusals",
             Self::ClockJumps => "clock-jumps",
         }
     }

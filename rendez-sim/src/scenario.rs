@@ -62,6 +62,8 @@ impl Variant {
     pub const ONE_BY_ONE: u32 = 8;
     /// Only drains, shutdowns and pins move anything.
     pub const STILL: u32 = 16;
+    /// A shutdown has hardly any time.
+    pub const HASTY: u32 = 32;
 
     /// Whether this is so.
     #[must_use]
@@ -179,7 +181,7 @@ impl Scenario {
             _ => 10_000,
         };
         let rate = [50, 100, 100, 200, 300][dice.below(5) as usize];
-        let variant = if dice.one_in(2) { 0 } else { dice.below(32) as u32 };
+        let variant = if dice.one_in(2) { 0 } else { dice.below(64) as u32 };
         let trouble_s = 40 + dice.below(120);
         // With caps that bind, `rendezvous` may plan an orphan for a full node and wait for a move that is held back.
         let capped = !Variant(variant).is(Variant::RENDEZVOUS);

@@ -157,6 +157,8 @@ pub enum Fact {
     StoreAway {
         /// Until when.
         until: u64,
+        /// It refuses at once, instead of leaving requests unanswered.
+        refuses: bool,
     },
     /// From now on nothing goes wrong any more.
     Calm,
@@ -583,7 +585,9 @@ impl Trace {
             Fact::ShutsDown { node, .. } => format!("n{node} is told to shut down"),
             Fact::Caps { node, cap } => format!("n{node} is told the cap {cap:?}"),
             Fact::Trouble { fault, detail } => format!("trouble: {fault} ({detail})"),
-            Fact::StoreAway { until } => format!("the store is away until {:.6}", seconds(*until)),
+            Fact::StoreAway { until, refuses } => {
+                format!("the store {} until {:.6}", if *refuses { "refuses" } else { "is away" }, seconds(*until))
+            }
             Fact::Calm => "nothing goes wrong any more".to_owned(),
             Fact::Sends { node, call, session, gives, readopts } => {
                 let list = |slots: &[(SlotNo, FencingToken)]| {

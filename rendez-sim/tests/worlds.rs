@@ -1,6 +1,6 @@
 //! Whole worlds: the promises hold in all of them, and a seed means one world.
 
-use rendez_sim::corpus::CASES;
+use rendez_sim::corpus::{CASES, SCENARIOS};
 use rendez_sim::run::{Many, run, run_many};
 use rendez_sim::{Kind, Scenario, World};
 
@@ -28,6 +28,10 @@ fn no_room_anywhere_leaves_the_rest_without_an_owner_and_the_caps_hold() {
 fn seeds_that_broke_a_promise_stay_mended() {
     for case in CASES {
         assert_eq!(run(&Scenario::of(case.kind, case.seed)).broken, None, "{case:?}");
+    }
+    for (name, text) in SCENARIOS {
+        assert!(text.starts_with("# "), "{name} says why it is here");
+        assert_eq!(run(&text.parse().unwrap()).broken, None, "{name}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! L4: no storms. After an outage of any length, client calls in the first second stay under twice the steady rate or 8
-//! a node, whichever is more; one opening, one snapshot and one batch of acquisitions a node come on top.
+//! a node, whichever is more; one opening, one snapshot and one batch of acquisitions a node come on top. The same while a
+//! store refuses: errors that come at once make no storm.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +17,9 @@ pub struct CallsInBounds {
     /// The most heartbeats and openings of a node, on average.
     most: usize,
     away_until: Option<u64>,
+    refuses: bool,
+    /// In which second of a store that refuses the calls were counted.
+    second: u64,
     calls: usize,
     nodes: BTreeSet<usize>,
 }
@@ -25,7 +29,7 @@ impl CallsInBounds {
     #[must_use]
     pub fn new(interval: u64) -> Self {
         let hinted = usize::try_from(4 * SECOND / interval.max(1)).unwrap_or(usize::MAX);
-        Self { most: 8 + 1 + hinted, away_until: None, calls: 0, nodes: BTreeSet::new() }
+        Self { most: 8 + 1 + hinted, away_until: None, refuses: false, second: 0, calls: 0, nodes: BTreeSet::new() }
     }
 }
 
@@ -36,8 +40,9 @@ impl Oracle for CallsInBounds {
 
     fn see(&mut self, at: u64, fact: &Fact) -> Result<(), String> {
         match fact {
-            Fact::StoreAway { until } => {
+            Fact::StoreAway { until, refuses } => {
                 self.away_until = Some(*until);
+                self.refuses = *refuses;
                 self.calls = 0;
             }
             Fact::Begins { node } => {
@@ -47,12 +52,18 @@ impl Oracle for CallsInBounds {
                 self.nodes.remove(node);
             }
             Fact::Sends { call: CallKind::Open | CallKind::Heartbeat, .. }
-                if self.away_until.is_some_and(|until| (until..until + SECOND).contains(&at)) =>
+                if self.away_until.is_some_and(|until| at < until + SECOND && (at >= until || self.refuses)) =>
             {
+                let second = at / SECOND;
+                if self.refuses && second != self.second {
+                    (self.second, self.calls) = (second, 0);
+                }
                 self.calls += 1;
                 let (calls, nodes) = (self.calls, self.nodes.len().max(1));
                 if calls > self.most * nodes {
-                    return Err(format!("{nodes} nodes send {calls} calls in the first second after an outage"));
+                    return Err(format!(
+                        "{nodes} nodes send {calls} calls in one second, when the store is away or just back"
+                    ));
                 }
             }
             _ => {}
@@ -82,13 +93,19 @@ mod tests {
         for _ in 0..100 {
             oracle.see(S, &sends(1)).unwrap(); // in ordinary times
         }
-        oracle.see(S, &Fact::StoreAway { until: 9 * S }).unwrap();
+        oracle.see(S, &Fact::StoreAway { until: 9 * S, refuses: false }).unwrap();
         for _ in 0..9 {
             oracle.see(9 * S, &sends(1)).unwrap();
             oracle.see(9 * S, &sends(2)).unwrap();
         }
         oracle.see(10 * S, &sends(1)).unwrap();
         let said = oracle.see(10 * S - 1, &sends(2)).unwrap_err();
-        assert_eq!(said, "2 nodes send 19 calls in the first second after an outage");
+        let mut oracle = CallsInBounds::new(10 * S);
+        oracle.see(0, &Fact::StoreAway { until: 99 * S, refuses: true }).unwrap();
+        for second in 1..9 {
+            (0..9).for_each(|_| oracle.see(second * S, &sends(1)).unwrap());
+        }
+        assert!(oracle.see(8 * S, &sends(1)).is_err());
+        assert_eq!(said, "2 nodes send 19 calls in one second, when the store is away or just back");
     }
 }

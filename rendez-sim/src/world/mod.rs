@@ -61,6 +61,8 @@ pub struct World {
 
     store: SimStore,
     store_down_until: u64,
+    /// While it is down, it refuses at once instead of leaving requests unanswered.
+    store_refuses: bool,
     /// The store loses data as soon as it has answered the next change, or at this time.
     doom: Option<(u64, Loss)>,
     /// Those of before the last loss of data.
@@ -137,6 +139,7 @@ impl World {
             what: BTreeMap::new(),
             store,
             store_down_until: 0,
+            store_refuses: false,
             doom: None,
             old_generations: [None; 2],
             nodes,
@@ -308,6 +311,9 @@ fn vary(config: &mut EngineConfig, variant: Variant) {
     }
     if variant.is(Variant::STUBBORN) {
         config.runners.give_up_after = None;
+    }
+    if variant.is(Variant::HASTY) {
+        config.drain_timeout = interval;
     }
     if variant.is(Variant::STILL) {
         config.stabilizers.shedding = false;

@@ -80,6 +80,11 @@ impl World {
     /// A request arrives at the store.
     pub(super) fn arrive(&mut self, node: usize, life: u32, request: RequestId, call: &Call, answer: bool) {
         if self.now < self.store_down_until {
+            if self.store_refuses {
+                let at = self.now + self.delay(false);
+                let result = Box::new(Err(StoreError::new(ErrorKind::Transient, "it is not there")));
+                self.at(at, What::Answer { node, life, request, result });
+            }
             return;
         }
         self.store.replicate(self.now);

@@ -24,6 +24,7 @@ impl World {
             self.lose(loss);
         }
         if self.store_down_until > self.now {
+            self.store_refuses = false;
             self.store_is_away(self.now);
         }
         for node in &mut self.nodes {

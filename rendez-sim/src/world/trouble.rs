@@ -80,6 +80,13 @@ impl World {
         if self.has(Fault::Outages) && self.dice.one_in(self.odds(100)) {
             let length = self.dice.below(25 * S);
             self.trouble(Fault::Outages, length);
+            self.store_refuses = false;
+            self.store_is_away(self.now + length);
+        }
+        if self.has(Fault::Refusals) && self.more.one_in(self.odds(150)) {
+            let length = self.more.below(20 * S);
+            self.trouble(Fault::Refusals, length);
+            self.store_refuses = true;
             self.store_is_away(self.now + length);
         }
         if self.has(Fault::Losses) && self.dice.one_in(self.odds(150)) {
@@ -107,7 +114,7 @@ impl World {
 
     pub(super) fn store_is_away(&mut self, until: u64) {
         self.store_down_until = until;
-        self.fact(Fact::StoreAway { until });
+        self.fact(Fact::StoreAway { until, refuses: self.store_refuses });
     }
 
     fn shut_down(&mut self, index: usize, fault: Fault) {
