@@ -7,6 +7,7 @@
 pub mod corpus;
 mod dice;
 mod faults;
+pub mod figures;
 pub mod oracles;
 pub mod run;
 mod scenario;

@@ -64,6 +64,8 @@ impl Variant {
     pub const STILL: u32 = 16;
     /// A shutdown has hardly any time.
     pub const HASTY: u32 = 32;
+    /// Voluntary moves are made at once, as by systems that have no stabilizers. Not drawn by seeds.
+    pub const AT_ONCE: u32 = 64;
 
     /// Whether this is so.
     #[must_use]

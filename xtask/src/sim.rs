@@ -26,7 +26,10 @@ pub(crate) fn sim(words: &[&str]) -> Result<(), Failure> {
         let (quick, optimised) = (run::output(&mut hunt("dev", &hashes))?, run::output(&mut hunt("sim", &hashes))?);
         if quick != optimised || quick.is_empty() {
             let differ: Vec<&str> = quick.lines().filter(|line| !optimised.lines().any(|it| it == *line)).collect();
-            return Err(Failure(format!("these seeds have another trace in an optimised build: {}", differ.join("; "))));
+            return Err(Failure(format!(
+                "these seeds have another trace in an optimised build: {}",
+                differ.join("; ")
+            )));
         }
     }
     eprintln!("the first {COMPARED} seeds of each kind have the same traces in both builds");

@@ -22,6 +22,8 @@ pub struct CallsInBounds {
     second: u64,
     calls: usize,
     nodes: BTreeSet<usize>,
+    /// Those that have lived since the counting began.
+    counted: BTreeSet<usize>,
 }
 
 impl CallsInBounds {
@@ -29,7 +31,15 @@ impl CallsInBounds {
     #[must_use]
     pub fn new(interval: u64) -> Self {
         let hinted = usize::try_from(4 * SECOND / interval.max(1)).unwrap_or(usize::MAX);
-        Self { most: 8 + 1 + hinted, away_until: None, refuses: false, second: 0, calls: 0, nodes: BTreeSet::new() }
+        Self {
+            most: 8 + 1 + hinted,
+            away_until: None,
+            refuses: false,
+            second: 0,
+            calls: 0,
+            nodes: BTreeSet::new(),
+            counted: BTreeSet::new(),
+        }
     }
 }
 
@@ -44,9 +54,11 @@ impl Oracle for CallsInBounds {
                 self.away_until = Some(*until);
                 self.refuses = *refuses;
                 self.calls = 0;
+                self.counted.clone_from(&self.nodes);
             }
             Fact::Begins { node } => {
                 self.nodes.insert(*node);
+                self.counted.insert(*node);
             }
             Fact::Goes { node, .. } => {
                 self.nodes.remove(node);
@@ -57,9 +69,10 @@ impl Oracle for CallsInBounds {
                 let second = at / SECOND;
                 if self.refuses && second != self.second {
                     (self.second, self.calls) = (second, 0);
+                    self.counted.clone_from(&self.nodes);
                 }
                 self.calls += 1;
-                let (calls, nodes) = (self.calls, self.nodes.len().max(1));
+                let (calls, nodes) = (self.calls, self.counted.len().max(1));
                 if calls > self.most * nodes {
                     return Err(format!(
                         "{nodes} nodes send {calls} calls in one second, when the store is away or just back"

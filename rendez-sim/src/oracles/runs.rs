@@ -243,10 +243,8 @@ impl Oracle for NeverGoesBack {
             Fact::Goes { node, .. } => {
                 self.entered.remove(node);
             }
-            Fact::Enters { node, generation } => {
-                if !self.entered.entry(*node).or_default().insert(*generation) {
-                    return Err(format!("n{node} goes back to the generation {generation}"));
-                }
+            Fact::Enters { node, generation } if !self.entered.entry(*node).or_default().insert(*generation) => {
+                return Err(format!("n{node} goes back to the generation {generation}"));
             }
             _ => {}
         }
@@ -470,9 +468,9 @@ impl Oracle for RunsOnLease {
                 self.prolonged(*node, *deadline, except, *session, *sent_at)?;
             }
             Fact::Stops { node, slot, token } => {
-                if !self.runs.get(node).is_some_and(|runs| runs.get(slot).is_some_and(|run| run.token == *token)) {
-                    return Err(format!("n{node} stops {slot:?} {token}, which does not run"));
-                }
+                let run = self.runs.get(node).and_then(|runs| runs.get(slot));
+                run.filter(|run| run.token == *token)
+                    .ok_or_else(|| format!("n{node} stops {slot:?} {token}, which does not run"))?;
             }
             Fact::Aborts { node, slot, token, obeys } => {
                 let run = self.runs.get_mut(node).and_then(|runs| runs.get_mut(slot));

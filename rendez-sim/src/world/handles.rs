@@ -75,6 +75,18 @@ impl World {
         self.nodes[node].process.as_mut().expect("it is alive").engine.status(now)
     }
 
+    /// How much time has passed, in nanoseconds.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// How often a node's process was started.
+    #[must_use]
+    pub fn life(&self, node: usize) -> u32 {
+        self.nodes[node].life
+    }
+
     /// The requests so far, by kind, and the timers that have ended.
     #[must_use]
     pub fn calls(&self) -> BTreeMap<&'static str, u64> {

@@ -312,6 +312,12 @@ fn vary(config: &mut EngineConfig, variant: Variant) {
     if variant.is(Variant::STUBBORN) {
         config.runners.give_up_after = None;
     }
+    if variant.is(Variant::AT_ONCE) {
+        config.stabilizers.cooldown = Duration::ZERO;
+        config.stabilizers.runtime_min = Duration::ZERO;
+        config.stabilizers.settling = Duration::ZERO;
+        config.stabilizers.shed_budget = u32::MAX;
+    }
     if variant.is(Variant::HASTY) {
         config.drain_timeout = interval;
     }
