@@ -12,6 +12,7 @@ use crate::demo;
 use crate::exit::finish;
 #[cfg(target_os = "linux")]
 use crate::guardian;
+use crate::sim::{self, SimArgs};
 use crate::status::{self, StatusArgs};
 
 /// Runs each slot of work in exactly one place, through leases in a store
@@ -33,6 +34,8 @@ enum Command {
     Status(StatusArgs),
     /// Show in a few seconds what this is about: nodes start, die, join and leave, and no slot ever runs twice
     Demo,
+    /// Run the protocol in many worlds in virtual time, with all that can go wrong, and judge it by its promises
+    Sim(SimArgs),
     /// Guards the children of an agent
     #[cfg(target_os = "linux")]
     #[command(hide = true)]
@@ -60,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Status(args) => finish(status::status(&args)),
         Command::Demo => finish(demo::demo()),
+        Command::Sim(args) => finish(sim::sim(&args)),
         #[cfg(target_os = "linux")]
         Command::Guardian => helper("guardian", guardian::guardian()),
         #[cfg(target_os = "linux")]

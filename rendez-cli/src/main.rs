@@ -14,6 +14,7 @@ mod duration;
 mod exit;
 #[cfg(target_os = "linux")]
 mod guardian;
+mod sim;
 mod status;
 mod store_url;
 

@@ -9,8 +9,10 @@ use std::process::ExitCode;
 mod architecture;
 mod conformance;
 mod measure;
+mod mutants;
 mod run;
 mod servers;
+mod sim;
 mod source;
 mod test;
 
@@ -26,6 +28,8 @@ usage: cargo xtask CHORE
   measure [--store STORE] [NAME...]
                          prints measurements (on Redis unless another store is named); without a name, all of them;
                          `measure list` lists them
+  sim [SEEDS]            runs the simulator on fresh seeds, 10000 unless another number is given
+  mutants [NAME...]      plants bugs one at a time, and sees that the simulator finds each
 ";
 
 /// Why a chore failed, in words for the person who started it.
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
         ["servers"] => servers::ensure(),
         ["architecture"] => architecture::check(),
         ["measure", ref names @ ..] => measure::measure(names),
+        ["sim", ref words @ ..] => sim::sim(words),
+        ["mutants", ref names @ ..] => mutants::mutants(names),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");
             Ok(())

@@ -9,6 +9,7 @@ mod library;
 mod network;
 mod processes;
 mod runners;
+mod sim;
 mod stage;
 mod stores;
 mod usage;

@@ -349,6 +349,8 @@ impl Engine {
         let session_deadline = self.session().map(|(_, deadline)| deadline);
         let mut readopt = Vec::new();
         let mut void = Vec::new();
+        // Their deadline is their own from now on, and the session's alarm minds it no more.
+        let mut stopping = Vec::new();
         let promised: Vec<Slot> =
             self.slots.iter().filter(|(_, local)| local.promise.is_some()).map(|(slot, _)| slot.clone()).collect();
         for slot in promised {
@@ -362,9 +364,12 @@ impl Engine {
             }
             match tenure.run {
                 Run::Running { .. } if !tenure.gone => readopt.push((slot.clone(), tenure.token)),
-                Run::Running { .. } | Run::Stopping { .. } => {}
+                Run::Running { .. } | Run::Stopping { .. } => stopping.push(slot.clone()),
                 Run::Waiting { .. } | Run::Over { .. } => void.push((slot.clone(), tenure.token)),
             }
+        }
+        for slot in stopping {
+            self.set_alarm(now, &slot);
         }
         for (slot, token) in void {
             let local = self.slots.entry(slot.clone()).or_default();

@@ -353,6 +353,8 @@ impl Engine {
         let (token, then) = (tenure.token, then.clone());
         if tenure.session != session {
             self.lease_gone(now, slot);
+            // A re-adoption that was not answered may have been made: then it is this session's, and is given back.
+            self.look_at_slot(now, slot);
             return;
         }
         let kind = match then {

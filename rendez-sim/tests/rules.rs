@@ -7,11 +7,11 @@ use rendez_core::{
     WorkloadName, WorkloadRecord,
 };
 
-use crate::world::{Scenario, World};
+use rendez_sim::{Scenario, World};
 
 /// A world that has come to rest, with nothing moving.
 fn at_rest(scenario: Scenario) -> World {
-    let mut world = World::new(scenario);
+    let mut world = World::new(scenario, false);
     world.run_for(120);
     world
 }
@@ -39,15 +39,15 @@ fn workload(name: &str, record: Option<WorkloadRecord>) -> AdminRequest {
 #[test]
 fn a_drained_node_hands_everything_over_and_takes_its_share_again_when_it_may() {
     let mut world = at_rest(Scenario::default());
-    let moves = world.moves;
+    let moves = world.moves();
     let mut drain = NodeWish::default();
     drain.drain = true;
     world.administer(&wish(0, drain));
     world.run_until_so("n0 runs nothing", |world| world.shares() == [0, 6, 6]);
-    assert_eq!(world.moves - moves, 4);
+    assert_eq!(world.moves() - moves, 4);
     world.administer(&put(RecordKey::Node(node(0)), None));
     world.run_until_so("the shares are even", |world| world.shares() == [4, 4, 4]);
-    assert_eq!(world.moves - moves, 8);
+    assert_eq!(world.moves() - moves, 8);
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn at_rest_a_node_sends_one_heartbeat_an_interval_and_nothing_else() {
 #[test]
 fn after_an_outage_everybody_finds_its_own_again_and_nothing_moves() {
     let mut world = at_rest(Scenario::default());
-    let moves = world.moves;
+    let moves = world.moves();
     let before: Vec<_> = (0..12).map(|unit| world.runs(&slot(&format!("w0/{unit}"))).unwrap()).collect();
     world.store_away(40);
     world.run_for(39);
@@ -207,13 +207,13 @@ fn after_an_outage_everybody_finds_its_own_again_and_nothing_moves() {
         let (now, higher) = world.runs(&slot(&format!("w0/{unit}"))).unwrap();
         assert!(now == index && higher > token, "w0/{unit} ran on n{index} and now runs on n{now}");
     }
-    assert_eq!(world.moves, moves);
+    assert_eq!(world.moves(), moves);
 }
 
 #[test]
 fn a_rolling_update_moves_a_slot_about_once() {
     let mut world = at_rest(Scenario { nodes: 4, ..Scenario::default() });
-    let moves = world.moves;
+    let moves = world.moves();
     for index in 0..4 {
         world.command(index, Command::Shutdown);
         world.run_until_so("it has handed over", |world| world.shares()[index] == 0);
@@ -221,6 +221,6 @@ fn a_rolling_update_moves_a_slot_about_once() {
     }
     world.run_for(150);
     assert_eq!(world.shares(), [3, 3, 3, 3]);
-    let moved = world.moves - moves;
+    let moved = world.moves() - moves;
     assert!(moved <= 30, "12 slots made {moved} moves while 4 nodes were replaced");
 }
