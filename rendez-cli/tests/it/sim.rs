@@ -69,7 +69,8 @@ fn what_happens_in_a_world_can_be_read() {
 fn a_broken_promise_is_told_with_a_way_to_see_it_again_and_a_code_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bad.scenario");
-    let scenario = "seed = 36\nnodes = 2\nworkloads = 2 2\ncapacity = 3\nfaults =\ntrouble_s = 24\nrate = 300\nvariant = 26\n";
+    let scenario =
+        "seed = 36\nnodes = 2\nworkloads = 2 2\ncapacity = 3\nfaults =\ntrouble_s = 24\nrate = 300\nvariant = 26\n";
     std::fs::write(&file, scenario).unwrap();
     let output = sim(&["--scenario", file.to_str().unwrap()]);
     let said = text(&output.stderr);
