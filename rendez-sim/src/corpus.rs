@@ -56,5 +56,6 @@ pub const CASES: &[Case] = &[
 pub const SCENARIOS: &[(&str, &str)] = &[
     ("stopping-without-alarm", include_str!("../corpus/stopping-without-alarm.scenario")),
     ("stopping-without-alarm-2", include_str!("../corpus/stopping-without-alarm-2.scenario")),
+    ("prepared-for-ever", include_str!("../corpus/prepared-for-ever.scenario")),
     ("readoption-unheard", include_str!("../corpus/readoption-unheard.scenario")),
 ];

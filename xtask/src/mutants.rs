@@ -68,10 +68,14 @@ pub(crate) fn mutants(mut words: &[&str]) -> Result<(), Failure> {
         let found = copy.with(mutant, seeds, starts)?;
         let mut after: Vec<u64> = found.iter().filter_map(|line| caught_after(line)).collect();
         after.sort_unstable();
+        let hangs = found.iter().any(|line| line == "hangs");
         let how = found.iter().find(|line| caught_after(line).is_some()).map_or("", |line| said(line));
         if after.len() == starts {
             caught += 1;
             println!("{:<34} {:>6} {:>6}  {how}", mutant.name, after[starts / 2], after[starts - 1]);
+        } else if hangs {
+            caught += 1;
+            println!("{:<34} found: a world does not come to its end", mutant.name);
         } else {
             println!("{:<34} found from {} of {starts} starts  {how}", mutant.name, after.len());
             if after.is_empty() {

@@ -511,7 +511,12 @@ impl Engine {
     pub(super) fn answer_offer(&mut self, now: Timestamp, slot: &Slot, offer: OperationId, refuse: Option<&str>) {
         let local = self.slots.entry(slot.clone()).or_default();
         if let Some(why) = refuse {
-            local.promise = None;
+            // What was prepared for an earlier offer, which this one has replaced, is called off.
+            if local.promise.as_ref().is_some_and(|promise| promise.offer != offer) {
+                self.drop_promise(now, slot);
+            } else {
+                local.promise = None;
+            }
             self.tell(Event::OfferRefused { slot: slot.clone(), why: why.to_owned() });
         } else if local.promise.is_none() {
             local.promise = Some(Promise { offer, warm: true });

@@ -58,11 +58,13 @@ impl Oracle for OneHolder {
 }
 
 /// S4: tokens rise strictly with every grant of a slot, and runners start with rising ones. Exempt: all data were
-/// lost and nobody who remembers is left (the store declares `best_effort`).
+/// lost and nobody who remembers is left (the store declares `best_effort`). Once a clock has done what is not assumed of
+/// it, only grants are judged: a node that does not know that its session has ended may start an old runner again.
 #[derive(Debug, Default)]
 pub struct TokensRise {
     granted: BTreeMap<SlotNo, FencingToken>,
     started: BTreeMap<SlotNo, FencingToken>,
+    clocks_broken: bool,
 }
 
 impl Oracle for TokensRise {
@@ -85,7 +87,8 @@ impl Oracle for TokensRise {
                 self.granted.retain(|_, granted| *granted <= *token);
                 self.started.retain(|_, started| *started <= *token);
             }
-            Fact::Starts { slot, token, .. } => {
+            Fact::ClockBreaks { .. } => self.clocks_broken = true,
+            Fact::Starts { slot, token, .. } if !self.clocks_broken => {
                 let highest = self.started.get(slot).copied().unwrap_or_default();
                 if *token < highest {
                     return Err(format!("{slot:?} starts with {token} after {highest}"));
@@ -259,6 +262,7 @@ mod tests {
             &[
                 &[taken.clone(), release.clone(), acquires(2, lease(5, 0), 6), starts(2, 6), ends(2, 6), starts(2, 6)],
                 &[taken.clone(), transfer(6)],
+                &[Fact::ClockBreaks { node: 1 }, starts(1, 6), ends(1, 6), starts(2, 5)],
                 &[acquires(1, lease(0, 0), 9), Fact::Remembers { token: token(3) }, acquires(1, lease(0, 0), 4)],
             ],
             &[
