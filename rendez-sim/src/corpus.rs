@@ -58,4 +58,5 @@ pub const SCENARIOS: &[(&str, &str)] = &[
     ("stopping-without-alarm-2", include_str!("../corpus/stopping-without-alarm-2.scenario")),
     ("prepared-for-ever", include_str!("../corpus/prepared-for-ever.scenario")),
     ("readoption-unheard", include_str!("../corpus/readoption-unheard.scenario")),
+    ("full-node-planned", include_str!("../corpus/full-node-planned.scenario")),
 ];

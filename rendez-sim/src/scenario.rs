@@ -95,6 +95,8 @@ pub struct Scenario {
     pub rate: u64,
     /// How the configuration differs from the defaults.
     pub variant: Variant,
+    /// Judge as if clocks kept what is assumed of them, also where they do not: shows what the assumption is worth.
+    pub strict: bool,
 }
 
 impl Default for Scenario {
@@ -110,6 +112,7 @@ impl Default for Scenario {
             ttl_ms: 10_000,
             rate: 100,
             variant: Variant(0),
+            strict: false,
         }
     }
 }
@@ -185,9 +188,6 @@ impl Scenario {
         let rate = [50, 100, 100, 200, 300][dice.below(5) as usize];
         let variant = if dice.one_in(2) { 0 } else { dice.below(64) as u32 };
         let trouble_s = 40 + dice.below(120);
-        // With caps that bind, `rendezvous` may plan an orphan for a full node and wait for a move that is held back.
-        let capped = !Variant(variant).is(Variant::RENDEZVOUS);
-        let capacity = capacity.filter(|_| capped);
         Self {
             seed,
             nodes: nodes as usize,
@@ -198,6 +198,7 @@ impl Scenario {
             ttl_ms,
             rate,
             variant: Variant(variant),
+            strict: false,
         }
     }
 
@@ -221,7 +222,8 @@ impl fmt::Display for Scenario {
         writeln!(f, "trouble_s = {}", self.trouble_s)?;
         writeln!(f, "ttl_ms = {}", self.ttl_ms)?;
         writeln!(f, "rate = {}", self.rate)?;
-        writeln!(f, "variant = {}", self.variant.0)
+        writeln!(f, "variant = {}", self.variant.0)?;
+        if self.strict { writeln!(f, "strict = true") } else { Ok(()) }
     }
 }
 
@@ -261,10 +263,11 @@ impl Scenario {
             "ttl_ms" => self.ttl_ms = number(value)?,
             "rate" => self.rate = number(value)?,
             "variant" => self.variant = Variant(number(value)?),
+            "strict" => self.strict = value.parse().map_err(|_| format!("{value:?} is neither true nor false"))?,
             other => {
                 return Err(format!(
-                    "there is no key {other:?}: use seed, nodes, workloads, capacity, faults, trouble_s, ttl_ms, rate \
-                     or variant"
+                    "there is no key {other:?}: use seed, nodes, workloads, capacity, faults, trouble_s, ttl_ms, \
+                     rate, variant or strict"
                 ));
             }
         }
@@ -312,7 +315,10 @@ mod tests {
         assert!(wrong("nodes = many").starts_with("line 1: \"many\""));
         assert!(wrong("nodes 3").contains("key = value"));
         assert_eq!(wrong("nodes = 0"), "nodes: 0 cannot be, use 1 to 2000");
+        assert_eq!(wrong("strict = 1"), "line 1: \"1\" is neither true nor false");
         assert_eq!("# nothing\n\n".parse(), Ok(Scenario::default()));
+        let strict = Scenario { strict: true, ..Scenario::default() };
+        assert_eq!(strict.to_string().parse(), Ok(strict));
     }
 
     #[test]

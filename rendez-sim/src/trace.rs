@@ -11,9 +11,15 @@ use serde::Serialize;
 
 use crate::faults::Fault;
 
-/// A slot's number in a world: facts are many, and names are long.
+/// A slot's number in a world, in the order of a trace's time lines: facts are many, and names are long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct SlotNo(pub u32);
+
+impl fmt::Display for SlotNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {}", self.0)
+    }
+}
 
 /// Which request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

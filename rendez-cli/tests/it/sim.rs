@@ -63,19 +63,17 @@ fn what_happens_in_a_world_can_be_read() {
     assert!(facts[1..].iter().any(|line| line["fact"]["Starts"]["node"] == 0));
 }
 
-/// Two nodes with room for three slots each, and four slots: with `rendezvous` and no voluntary moves, the fourth is
-/// planned for the node that is full. Should that be mended, another world that breaks a promise belongs here.
+/// A clock that jumps, in a world whose judge excuses nothing: two nodes run one slot.
 #[test]
 fn a_broken_promise_is_told_with_a_way_to_see_it_again_and_a_code_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bad.scenario");
-    let scenario =
-        "seed = 36\nnodes = 2\nworkloads = 2 2\ncapacity = 3\nfaults =\ntrouble_s = 24\nrate = 300\nvariant = 26\n";
+    let scenario = "nodes = 2\nworkloads = 1\nfaults = clock-jumps\ntrouble_s = 27\nrate = 300\nstrict = true\n";
     std::fs::write(&file, scenario).unwrap();
     let output = sim(&["--scenario", file.to_str().unwrap()]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{said}");
-    assert!(said.contains("L1 broken at ") && said.contains("3 slots run where 4 should"), "{said}");
+    assert!(said.contains("S2 broken at ") && said.contains(" runs slot 0 under "), "{said}");
     assert!(said.contains(&format!("rendez sim --scenario {} --trace", file.display())), "{said}");
     assert!(said.contains("a smaller scenario that breaks it"), "{said}");
 }

@@ -1,13 +1,15 @@
 //! The policy `rendezvous`: each slot belongs to the node with the highest score.
 //!
 //! Who holds a slot matters only where its holder takes nothing new and so keeps it. With caps, slots and nodes
-//! are matched best score first, as if nothing was held. Keeping counts even is the other policy's business.
+//! are matched best score first, as if nothing was held, and make room for those that then find every node full.
+//! Keeping counts even is the other policy's business.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::draft::{Draft, Owners};
 use super::field::{Field, least, most};
+use super::rescue;
 use super::score::{Rating, pair_hash};
 use super::world::{NONE, Place, World};
 
@@ -120,5 +122,8 @@ pub(super) fn place_within_caps(draft: &mut Draft<'_>, loads: &[u32]) {
         }
     }
     draft.fill(&pinned, Draft::has_room);
-    draft.fill(&free, Draft::has_room);
+    let left = draft.fill(&free, Draft::has_room);
+    if !left.is_empty() {
+        rescue::place(draft, loads, &left);
+    }
 }

@@ -52,8 +52,8 @@ fn plan(world: &World, placed: &Placed) -> Plan {
     world.slots().into_iter().map(|slot| (slot.clone(), owner(&slot))).collect()
 }
 
-/// The policy `rendezvous`.
-pub(crate) fn rendezvous(world: &World) -> Plan {
+/// The policy `rendezvous`; nothing where it takes a rescue, which is not described here.
+pub(crate) fn rendezvous(world: &World) -> Option<Plan> {
     let mut placed = Placed::new();
     let (mut pinned, mut free) = (BTreeSet::new(), BTreeSet::new());
     for slot in world.slots() {
@@ -66,8 +66,8 @@ pub(crate) fn rendezvous(world: &World) -> Plan {
         }
     }
     fill(world, &mut placed, pinned, |_, _, _| true);
-    fill(world, &mut placed, free, |_, _, _| true);
-    plan(world, &placed)
+    let left = fill(world, &mut placed, free, |_, _, _| true);
+    left.is_empty().then(|| plan(world, &placed))
 }
 
 /// The bands of all pairs, as the planner has them: shares have tests of their own.

@@ -57,7 +57,7 @@ impl Oracle for WithinCaps {
                 slot, by: By::Acquire | By::Transfer, before, after, holds: Some((node, holds)), ..
             } if before.holder != after.holder => {
                 if let Some(cap) = self.largest(at, *node).filter(|cap| *holds > u64::from(*cap)) {
-                    return Err(format!("n{node} holds {holds} of {cap} with {slot:?}"));
+                    return Err(format!("n{node} holds {holds} of {cap} with {slot}"));
                 }
             }
             _ => {}

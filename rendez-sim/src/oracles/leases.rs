@@ -41,14 +41,14 @@ impl Oracle for OneHolder {
                 let record = self.records.get(slot).copied().unwrap_or_default();
                 if record.holder != Some(*session) || record.token != *token {
                     return Err(format!(
-                        "{session} is told that it holds {slot:?} {token}, but the record is {record:?}"
+                        "{session} is told that it holds {slot} {token}, but the record is {record:?}"
                     ));
                 }
                 let told = self.told.entry(*slot).or_default();
                 told.retain(|other| self.sessions.contains(other));
                 told.insert(*session);
                 if told.len() > 1 {
-                    return Err(format!("{slot:?} has the live holders {told:?}"));
+                    return Err(format!("{slot} has the live holders {told:?}"));
                 }
             }
             _ => {}
@@ -79,7 +79,7 @@ impl Oracle for TokensRise {
             {
                 let highest = self.granted.get(slot).copied().unwrap_or_default();
                 if after.token <= highest {
-                    return Err(format!("{slot:?} is granted with {} after {highest}", after.token));
+                    return Err(format!("{slot} is granted with {} after {highest}", after.token));
                 }
                 self.granted.insert(*slot, after.token);
             }
@@ -91,7 +91,7 @@ impl Oracle for TokensRise {
             Fact::Starts { slot, token, .. } if !self.clocks_broken => {
                 let highest = self.started.get(slot).copied().unwrap_or_default();
                 if *token < highest {
-                    return Err(format!("{slot:?} starts with {token} after {highest}"));
+                    return Err(format!("{slot} starts with {token} after {highest}"));
                 }
                 self.started.insert(*slot, *token);
             }
@@ -126,7 +126,7 @@ impl Oracle for NotStolen {
                 let own = *session == Some(holder);
                 let other_way = matches!(by, By::Operator | By::Loss | By::Readopt);
                 if after.holder != Some(holder) && !own && !other_way {
-                    return Err(format!("{slot:?} was taken from {holder} by {session:?} ({by:?})"));
+                    return Err(format!("{slot} was taken from {holder} by {session:?} ({by:?})"));
                 }
             }
             _ => {}
@@ -159,7 +159,7 @@ impl Oracle for StaleDoesNothing {
             }
             Fact::Changes { slot, by, session: Some(session), named, before, .. } => {
                 if !self.sessions.contains(session) {
-                    return Err(format!("{session}, which has ended, changes {slot:?} ({by:?})"));
+                    return Err(format!("{session}, which has ended, changes {slot} ({by:?})"));
                 }
                 let current = match by {
                     By::Release | By::Transfer | By::Checkpoint => {
@@ -170,7 +170,7 @@ impl Oracle for StaleDoesNothing {
                     By::Operator | By::Loss => true,
                 };
                 if !current {
-                    return Err(format!("{session} with {named} changes {slot:?} ({by:?}), which was {before:?}"));
+                    return Err(format!("{session} with {named} changes {slot} ({by:?}), which was {before:?}"));
                 }
             }
             _ => {}
@@ -199,7 +199,7 @@ impl Oracle for OnceOnly {
             {
                 let Some(operation) = after.granted_by else { return Ok(()) };
                 if let Some((slot, token)) = self.granted.insert(operation, (*slot, after.token)) {
-                    return Err(format!("{operation} has granted {slot:?} {token} and again {}", after.token));
+                    return Err(format!("{operation} has granted {slot} {token} and again {}", after.token));
                 }
             }
             _ => {}

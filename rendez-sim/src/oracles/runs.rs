@@ -52,7 +52,7 @@ impl AtMostOneRun {
         let twice = two.next().zip(two.next());
         match (twice, self.clocks_broken) {
             (Some(((one, (token, _)), (other, (second, _)))), false) => {
-                return Err(format!("n{one} runs {slot:?} {token} and n{other} runs it {second}"));
+                return Err(format!("n{one} runs {slot} under {token} and n{other} runs it under {second}"));
             }
             (Some(_), true) => {
                 self.overlapping.entry(slot).or_insert(at);
@@ -161,7 +161,7 @@ impl Oracle for GivenBackAtRest {
             {
                 let node = self.nodes.get(session).copied().unwrap_or(usize::MAX);
                 if let Some(token) = self.running.get(&node).and_then(|running| running.get(slot)) {
-                    return Err(format!("n{node} gives {slot:?} back while it runs it with {token}"));
+                    return Err(format!("n{node} gives {slot} back while it runs it with {token}"));
                 }
             }
             Fact::Sends { node, gives, .. } => {
@@ -169,7 +169,7 @@ impl Oracle for GivenBackAtRest {
                 if let Some((slot, token)) =
                     gives.iter().find(|(slot, _)| running.is_some_and(|running| running.contains_key(slot)))
                 {
-                    return Err(format!("n{node} offers to give {slot:?} {token} back while it runs it"));
+                    return Err(format!("n{node} offers to give {slot} {token} back while it runs it"));
                 }
             }
             Fact::Closes { by: Some(node), .. } => {
@@ -217,7 +217,7 @@ impl Oracle for TakenBackWhileRunning {
                 for (slot, token) in readopts {
                     let run = self.running.get(&(*node, *slot)).filter(|(running, _)| running == token);
                     if run.is_none_or(|(_, deadline)| at > *deadline + ROUNDING && !self.clocks_broken) {
-                        return Err(format!("n{node} takes {slot:?} {token} back, which does not run: {run:?}"));
+                        return Err(format!("n{node} takes {slot} {token} back, which does not run: {run:?}"));
                     }
                 }
             }
@@ -335,25 +335,25 @@ impl RunsOnLease {
     ) -> Result<(), String> {
         let token = run.token;
         if self.runs.get(&node).is_some_and(|runs| runs.contains_key(&slot)) {
-            return Err(format!("n{node} starts {slot:?} beside another runner of it"));
+            return Err(format!("n{node} starts {slot} beside another runner of it"));
         }
         let floor = self.floors.get(&(node, slot)).copied().unwrap_or_default();
         if token <= floor {
-            return Err(format!("n{node} starts {slot:?} {token} after it ended or gave back {floor}"));
+            return Err(format!("n{node} starts {slot} {token} after it ended or gave back {floor}"));
         }
         if !self.clocks_broken {
             if at >= run.deadline {
-                return Err(format!("n{node} starts {slot:?} {token} after its deadline"));
+                return Err(format!("n{node} starts {slot} {token} after its deadline"));
             }
             let lease = self.leases.get(&slot).copied().unwrap_or_default();
             let ends = session.and_then(|session| self.sessions.get(&session));
             if let Some(ends) = ends.filter(|ends| run.deadline > **ends + ROUNDING && self.lost_at.is_none()) {
                 let by = run.deadline - ends;
-                return Err(format!("n{node} starts {slot:?} for {by} ns longer than its session lives"));
+                return Err(format!("n{node} starts {slot} for {by} ns longer than its session lives"));
             }
             let exempt = self.is_unaware(at, node) || self.torn.contains(&(slot, token));
             if !exempt && (session.is_none() || lease.holder != session || lease.token != token) {
-                return Err(format!("n{node} starts {slot:?} {token} under {session:?} without the lease: {lease:?}"));
+                return Err(format!("n{node} starts {slot} {token} under {session:?} without the lease: {lease:?}"));
             }
         }
         self.look_at = self.look_at.min(run.deadline);
@@ -389,11 +389,11 @@ impl RunsOnLease {
             if !holds {
                 let token = run.token;
                 return Err(format!(
-                    "n{node} goes on with {slot:?} {token} under {session:?}, but the record is {lease:?}"
+                    "n{node} goes on with {slot} {token} under {session:?}, but the record is {lease:?}"
                 ));
             }
             if !self.clocks_broken && deadline + ROUNDING < run.deadline {
-                return Err(format!("n{node}: the deadline of {slot:?} goes back from {} to {deadline}", run.deadline));
+                return Err(format!("n{node}: the deadline of {slot} goes back from {} to {deadline}", run.deadline));
             }
             run.deadline = deadline;
         }
@@ -410,7 +410,7 @@ impl RunsOnLease {
             for (slot, run) in runs {
                 let gone_by = run.gone_by(self.grace);
                 if at > gone_by + ROUNDING {
-                    return Err(format!("n{node} runs {slot:?} {} past its deadline", run.token));
+                    return Err(format!("n{node} runs {slot} {} past its deadline", run.token));
                 }
                 self.look_at = self.look_at.min(gone_by);
             }
@@ -470,19 +470,19 @@ impl Oracle for RunsOnLease {
             Fact::Stops { node, slot, token } => {
                 let run = self.runs.get(node).and_then(|runs| runs.get(slot));
                 run.filter(|run| run.token == *token)
-                    .ok_or_else(|| format!("n{node} stops {slot:?} {token}, which does not run"))?;
+                    .ok_or_else(|| format!("n{node} stops {slot} {token}, which does not run"))?;
             }
             Fact::Aborts { node, slot, token, obeys } => {
                 let run = self.runs.get_mut(node).and_then(|runs| runs.get_mut(slot));
                 let Some(run) = run.filter(|run| run.token == *token) else {
-                    return Err(format!("n{node} aborts {slot:?} {token}, which does not run"));
+                    return Err(format!("n{node} aborts {slot} {token}, which does not run"));
                 };
                 run.aborted = true;
                 run.overrun = (!obeys).then_some(at);
                 self.look_at = self.look_at.min(run.gone_by(self.grace));
             }
             Fact::Terminates { node, slot, obeys: true } => {
-                return Err(format!("n{node} ends its process for {slot:?}, which does as it is told"));
+                return Err(format!("n{node} ends its process for {slot}, which does as it is told"));
             }
             Fact::Ends { node, slot, token, told } => {
                 if let Some(runs) = self.runs.get_mut(node) {
@@ -548,7 +548,7 @@ mod tests {
                 &[starts(1, 5), Fact::Goes { node: 1, how: crate::trace::Gone::Killed }, starts(2, 6)],
             ],
             &[
-                (&[starts(1, 5), starts(2, 6)], "n1 runs SlotNo(0) 5 and n2 runs it 6"),
+                (&[starts(1, 5), starts(2, 6)], "n1 runs slot 0 under 5 and n2 runs it under 6"),
                 (&[starts(1, 5), aborts(1, 5, true), starts(2, 6)], "n1 runs"),
                 (&[starts(1, 5), frozen(1), starts(2, 6), Fact::Thaws { node: 1 }], "n1 runs"),
                 (&[starts(1, 5), tears(4), starts(2, 6)], "n1 runs"),

@@ -23,7 +23,7 @@ impl Oracle for SinksAreFenced {
         let highest = self.seen.entry(*slot).or_default();
         if (*token >= *highest) != *accepted {
             let did = if *accepted { "accepts" } else { "refuses" };
-            return Err(format!("the sink of {slot:?} {did} {token} after {highest}"));
+            return Err(format!("the sink of {slot} {did} {token} after {highest}"));
         }
         *highest = (*highest).max(*token);
         Ok(())

@@ -42,12 +42,12 @@ impl Oracle for MovesAreHeldBack {
             }
             Fact::Changes { slot, moved: true, .. } => {
                 if !self.shedding {
-                    return Err(format!("{slot:?} is moved voluntarily where nothing should be"));
+                    return Err(format!("{slot} is moved voluntarily where nothing should be"));
                 }
                 if let Some(before) = self.moved.insert(*slot, at)
                     && at + SLACK < before + self.cooldown
                 {
-                    return Err(format!("{slot:?} is moved again after {} ns", at - before));
+                    return Err(format!("{slot} is moved again after {} ns", at - before));
                 }
             }
             _ => {}

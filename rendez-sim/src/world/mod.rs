@@ -128,7 +128,7 @@ impl World {
             let (offset, start_at) = (more.below(1_000_000 * S), more.below(60 * S));
             nodes.push(Node::new(node_id(0), offset, 0, start_at));
         }
-        let oracles = Oracles::new(&config, scenario.capacity);
+        let oracles = Oracles::new(&config, scenario.capacity, scenario.strict);
         let mut world = Self {
             config,
             dice,
