@@ -42,7 +42,18 @@ fn checked(world: &World, planner: &mut Planner) -> Plan {
     }
     for id in world.nodes.keys() {
         for slot in planner.wanted_by(id) {
-            assert!(world.held_by_live(&slot).is_none() && plan[&slot].as_ref() == Some(id), "{slot}");
+            assert!(world.held_by_live(&slot).is_none() && world.may_take(&slot, id), "{slot}");
+            let planned = plan[&slot].as_ref().expect("an orphan that is wanted has its place in the plan");
+            if planned != id {
+                let mut has: reference::Placed =
+                    planner.wanted_by(planned).into_iter().map(|slot| (slot, planned.clone())).collect();
+                let held = world.slots().into_iter().filter(|slot| world.held_by_live(slot) == Some(planned));
+                has.extend(held.map(|slot| (slot, planned.clone())));
+                // What it holds and must not run fills it up as well, and its workload's cap counts no such units.
+                let odd = has.keys().any(|slot| !world.may_hold(slot, planned));
+                let full = !reference::has_room(world, &has, &slot.workload, planned);
+                assert!(full || odd, "{id} stands in for {planned}");
+            }
         }
         for it in planner.leaving(id) {
             assert_eq!((world.holders.get(&it.slot), plan[&it.slot].as_ref()), (Some(id), Some(&it.to)));
@@ -122,6 +133,35 @@ proptest! {
         let most = reference::most_placeable(&world, &plan, &unplaced);
         let placed = world.slots().len() - unplaced.iter().filter(|it| world.slots().contains(&it.slot)).count();
         prop_assert_eq!(placed, most);
+    }
+
+    #[test]
+    fn no_orphan_waits_for_a_full_node_while_another_has_room(
+        seed: u64, trouble in troubles(), policy in policies()
+    ) {
+        let dice = &mut Dice::new(seed);
+        let world = World::random(dice, trouble, policy);
+        let mut planner = world.planner(dice);
+        let mut after: reference::Placed =
+            world.slots().into_iter().filter_map(|slot| Some((slot.clone(), world.held_by_live(&slot)?.clone()))).collect();
+        let wanted: Vec<_> = world.nodes.keys().map(|id| (id.clone(), planner.wanted_by(id))).collect();
+        let mut waiting = Vec::new();
+        for (id, slots) in wanted {
+            for slot in slots {
+                prop_assert!(world.may_take(&slot, &id) && !after.contains_key(&slot));
+                if reference::has_room(&world, &after, &slot.workload, &id) {
+                    after.insert(slot, id.clone());
+                } else {
+                    waiting.push(slot);
+                }
+            }
+        }
+        for slot in waiting {
+            let free = world.nodes.keys().find(|id| {
+                world.may_take(&slot, id) && reference::has_room(&world, &after, &slot.workload, id)
+            });
+            prop_assert_eq!(free, None, "{} waits", slot);
+        }
     }
 
     #[test]

@@ -59,4 +59,5 @@ pub const SCENARIOS: &[(&str, &str)] = &[
     ("prepared-for-ever", include_str!("../corpus/prepared-for-ever.scenario")),
     ("readoption-unheard", include_str!("../corpus/readoption-unheard.scenario")),
     ("full-node-planned", include_str!("../corpus/full-node-planned.scenario")),
+    ("generation-between", include_str!("../corpus/generation-between.scenario")),
 ];

@@ -69,8 +69,8 @@ pub struct Engine {
     /// When the session that was open last came to its end, if it was lost.
     lost: Option<session::LostSession>,
     known: Known,
-    /// Late replies of these are not used.
-    past_generations: VecDeque<Generation>,
+    /// The first request that was sent by a node that knew the present generation.
+    generation_from: RequestId,
     /// Nothing is granted before this time: data may have been lost.
     quiet_until: Timestamp,
     /// The others do not know yet what the node tells about itself.
@@ -133,7 +133,7 @@ impl Engine {
             last_session: None,
             lost: None,
             known,
-            past_generations: VecDeque::new(),
+            generation_from: RequestId(0),
             quiet_until: Timestamp::ZERO,
             info_dirty: false,
             in_use_told: false,

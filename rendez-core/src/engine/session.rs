@@ -229,7 +229,7 @@ impl Engine {
                 self.actions.push_back(Action::Session(Some((session, stamp.generation))));
                 self.tell(Event::SessionOpened { session });
                 let same_data = lost.is_some_and(|lost| lost.generation == Some(stamp.generation));
-                self.take_stamp(now, &stamp);
+                self.take_stamp(now, request, &stamp);
                 if same_data || self.quiet_until <= now {
                     // The store remembers, and yet the session is gone: so are its leases.
                     self.mark_all_gone(now);
@@ -252,7 +252,8 @@ impl Engine {
         if sent.info.is_some_and(|info| info == self.info) {
             self.info_dirty = false;
         }
-        if !self.take_stamp(now, &beat.stamp) {
+        if !self.take_stamp(now, request, &beat.stamp) {
+            self.want_sync(now);
             return;
         }
         self.due_at = beat.due.first().map_or(Timestamp::NEVER, |due| now + due.remaining + Duration::from_millis(1));
@@ -322,15 +323,18 @@ impl Engine {
         }
     }
 
-    /// Reads the stamp of a reply. False if the reply is of an older generation and must not be used.
-    pub(super) fn take_stamp(&mut self, now: Timestamp, stamp: &Stamp) -> bool {
+    /// Reads the stamp of a reply. False if the reply must not be used: it is of another generation, and the request was
+    /// sent before this node knew the present one. Then it may be of an earlier one, which the node need never have heard
+    /// of. A store that is told of the present generation answers in it or in one that follows.
+    pub(super) fn take_stamp(&mut self, now: Timestamp, request: RequestId, stamp: &Stamp) -> bool {
+        // Of whichever generation: it was granted once, and must not be again.
+        self.known.token = self.known.token.max(stamp.token);
         if self.known.generation != Some(stamp.generation) {
-            if self.past_generations.contains(&stamp.generation) {
+            if request < self.generation_from {
                 return false;
             }
             self.new_generation(now, stamp);
         }
-        self.known.token = self.known.token.max(stamp.token);
         self.quiet_until = if stamp.quiet.is_zero() { Timestamp::ZERO } else { now + stamp.quiet };
         true
     }
@@ -338,10 +342,9 @@ impl Engine {
     /// The store may have lost data: nothing that was granted before and not started counts; what runs goes on until
     /// its old deadline, or longer if the store takes it back.
     fn new_generation(&mut self, now: Timestamp, stamp: &Stamp) {
-        let Some(old) = self.known.generation.replace(stamp.generation) else { return };
-        self.past_generations.push_back(old);
-        if self.past_generations.len() > GENERATIONS_MAX {
-            self.past_generations.pop_front();
+        self.generation_from = RequestId(self.next_request);
+        if self.known.generation.replace(stamp.generation).is_none() {
+            return;
         }
         self.tell(Event::NewGeneration { generation: stamp.generation, quiet: stamp.quiet });
         self.clear_outbox();
@@ -541,6 +544,3 @@ impl Engine {
         }
     }
 }
-
-/// How many generations a node remembers, so as to know a late reply of an older one.
-const GENERATIONS_MAX: usize = 16;

@@ -384,7 +384,7 @@ impl Engine {
 
     /// A batch of changes was answered.
     pub(super) fn on_changed(&mut self, now: Timestamp, request: RequestId, reply: ChangeReply) {
-        let current = self.take_stamp(now, &reply.stamp);
+        let current = self.take_stamp(now, request, &reply.stamp);
         let Some(changes) = self.outbox.answered(request) else { return };
         if !current {
             return;

@@ -61,7 +61,7 @@ impl Engine {
         if self.paging.as_ref().is_none_or(|paging| paging.request != Some(request)) {
             return;
         }
-        if !self.take_stamp(now, &page.stamp) {
+        if !self.take_stamp(now, request, &page.stamp) {
             self.take_snapshot();
             return;
         }

@@ -19,6 +19,7 @@ mod rescue;
 pub mod score;
 mod shares;
 mod spec;
+mod stand_in;
 mod world;
 
 pub use planner::Planner;

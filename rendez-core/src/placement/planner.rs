@@ -13,7 +13,7 @@ use super::spec::{
     WorkloadSpec,
 };
 use super::world::{NONE, Place, World};
-use super::{balanced, rendezvous};
+use super::{balanced, rendezvous, stand_in};
 use crate::{NodeId, Slot, WorkloadName};
 
 /// Decides who should own what.
@@ -45,8 +45,8 @@ pub struct Planner {
     stale: Stale,
     /// Whether caps bound what rendezvous placed last.
     capped: bool,
-    /// Orphans that a node should take, in the order of slots.
-    wanted: Vec<Place>,
+    /// Orphans, in the order of slots, with the node that should take each.
+    wanted: Vec<(Place, u32)>,
     /// Held slots that should be elsewhere, in the order of slots.
     moves: Vec<Place>,
     /// Slots that nobody may take, held or not, in the order of slots.
@@ -137,12 +137,13 @@ impl Planner {
         }
     }
 
-    /// The orphans that this node should take, in the order of slots.
+    /// The orphans that this node should take, in the order of slots. Where the node that should own an orphan is full
+    /// with what it holds, another that has room stands in for it: orphans wait for no move.
     pub fn wanted_by(&mut self, node: &NodeId) -> Vec<Slot> {
         self.plan();
         let Some(index) = self.world.node(node) else { return Vec::new() };
-        let mine = self.wanted.iter().filter(|place| self.owner(**place) == Some(index));
-        mine.filter_map(|place| self.world.slot(*place)).collect()
+        let mine = self.wanted.iter().filter(|(_, taker)| *taker == index);
+        mine.filter_map(|(place, _)| self.world.slot(*place)).collect()
     }
 
     /// The slots that this node holds and another should have, in the order of slots.
@@ -399,7 +400,7 @@ impl Planner {
                 } else if held {
                     self.moves.push(place);
                 } else {
-                    self.wanted.push(place);
+                    self.wanted.push((place, owner));
                 }
             }
             if entry.units == 0 {
@@ -407,6 +408,7 @@ impl Planner {
                 self.unplaced.extend(held.map(|(unit, _)| Place { load: *load, unit: unit as u32 }));
             }
         }
+        stand_in::choose(world, &mut self.wanted);
     }
 }
 

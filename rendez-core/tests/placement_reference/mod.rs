@@ -7,7 +7,7 @@ use rendez_core::{NodeId, Slot, WorkloadName};
 
 use crate::placement_support::{Plan, World};
 
-type Placed = BTreeMap<Slot, NodeId>;
+pub(crate) type Placed = BTreeMap<Slot, NodeId>;
 
 fn total(placed: &Placed, id: &NodeId) -> u32 {
     placed.values().filter(|owner| *owner == id).count() as u32
@@ -17,7 +17,7 @@ fn count(placed: &Placed, name: &WorkloadName, id: &NodeId) -> u32 {
     placed.iter().filter(|(slot, owner)| slot.workload == *name && *owner == id).count() as u32
 }
 
-fn has_room(world: &World, placed: &Placed, name: &WorkloadName, id: &NodeId) -> bool {
+pub(crate) fn has_room(world: &World, placed: &Placed, name: &WorkloadName, id: &NodeId) -> bool {
     total(placed, id) < world.capacity(id) && count(placed, name, id) < world.cap(name, id)
 }
 

@@ -58,12 +58,16 @@ impl Oracle for OneHolder {
 }
 
 /// S4: tokens rise strictly with every grant of a slot, and runners start with rising ones. Exempt: all data were
-/// lost and nobody who remembers is left (the store declares `best_effort`). Once a clock has done what is not assumed of
+/// lost and nobody who remembers is left (the store declares `best_effort`); what was granted before may still start, if
+/// the answer was under way. Once a clock has done what is not assumed of
 /// it, only grants are judged: a node that does not know that its session has ended may start an old runner again.
 #[derive(Debug, Default)]
 pub struct TokensRise {
     granted: BTreeMap<SlotNo, FencingToken>,
     started: BTreeMap<SlotNo, FencingToken>,
+    all: BTreeSet<(SlotNo, FencingToken)>,
+    /// Grants from before the loss of everything, higher than what was remembered.
+    forgotten: BTreeSet<(SlotNo, FencingToken)>,
     clocks_broken: bool,
 }
 
@@ -82,13 +86,15 @@ impl Oracle for TokensRise {
                     return Err(format!("{slot} is granted with {} after {highest}", after.token));
                 }
                 self.granted.insert(*slot, after.token);
+                self.all.insert((*slot, after.token));
             }
             Fact::Remembers { token } => {
+                self.forgotten.extend(self.all.iter().filter(|(_, granted)| granted > token));
                 self.granted.retain(|_, granted| *granted <= *token);
                 self.started.retain(|_, started| *started <= *token);
             }
             Fact::ClockBreaks { .. } => self.clocks_broken = true,
-            Fact::Starts { slot, token, .. } if !self.clocks_broken => {
+            Fact::Starts { slot, token, .. } if !self.clocks_broken && !self.forgotten.contains(&(*slot, *token)) => {
                 let highest = self.started.get(slot).copied().unwrap_or_default();
                 if *token < highest {
                     return Err(format!("{slot} starts with {token} after {highest}"));
@@ -264,6 +270,13 @@ mod tests {
                 &[taken.clone(), transfer(6)],
                 &[Fact::ClockBreaks { node: 1 }, starts(1, 6), ends(1, 6), starts(2, 5)],
                 &[acquires(1, lease(0, 0), 9), Fact::Remembers { token: token(3) }, acquires(1, lease(0, 0), 4)],
+                &[
+                    acquires(1, lease(0, 0), 9),
+                    Fact::Remembers { token: token(3) },
+                    starts(1, 9),
+                    acquires(2, lease(0, 0), 4),
+                    starts(2, 4),
+                ],
             ],
             &[
                 (&[taken.clone(), release, acquires(2, lease(5, 0), 5)], "granted with 5 after 5"),
