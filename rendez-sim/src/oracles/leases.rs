@@ -59,15 +59,16 @@ impl Oracle for OneHolder {
 
 /// S4: tokens rise strictly with every grant of a slot, and runners start with rising ones. Exempt: all data were
 /// lost and nobody who remembers is left (the store declares `best_effort`); what was granted before may still start, if
-/// the answer was under way. Once a clock has done what is not assumed of
+/// the answer was under way. Exempt, too: an operator took the lease away by force, and its holder has not heard of it.
+/// Once a clock has done what is not assumed of
 /// it, only grants are judged: a node that does not know that its session has ended may start an old runner again.
 #[derive(Debug, Default)]
 pub struct TokensRise {
     granted: BTreeMap<SlotNo, FencingToken>,
     started: BTreeMap<SlotNo, FencingToken>,
     all: BTreeSet<(SlotNo, FencingToken)>,
-    /// Grants from before the loss of everything, higher than what was remembered.
-    forgotten: BTreeSet<(SlotNo, FencingToken)>,
+    /// Grants from before the loss of everything, higher than what was remembered; and those that an operator took away.
+    excused: BTreeSet<(SlotNo, FencingToken)>,
     clocks_broken: bool,
 }
 
@@ -89,12 +90,15 @@ impl Oracle for TokensRise {
                 self.all.insert((*slot, after.token));
             }
             Fact::Remembers { token } => {
-                self.forgotten.extend(self.all.iter().filter(|(_, granted)| granted > token));
+                self.excused.extend(self.all.iter().filter(|(_, granted)| granted > token));
                 self.granted.retain(|_, granted| *granted <= *token);
                 self.started.retain(|_, started| *started <= *token);
             }
+            Fact::Tears { slot, token } => {
+                self.excused.insert((*slot, *token));
+            }
             Fact::ClockBreaks { .. } => self.clocks_broken = true,
-            Fact::Starts { slot, token, .. } if !self.clocks_broken && !self.forgotten.contains(&(*slot, *token)) => {
+            Fact::Starts { slot, token, .. } if !self.clocks_broken && !self.excused.contains(&(*slot, *token)) => {
                 let highest = self.started.get(slot).copied().unwrap_or_default();
                 if *token < highest {
                     return Err(format!("{slot} starts with {token} after {highest}"));
@@ -277,6 +281,7 @@ mod tests {
                     acquires(2, lease(0, 0), 4),
                     starts(2, 4),
                 ],
+                &[starts(1, 5), Fact::Tears { slot: SLOT, token: token(5) }, starts(2, 6), ends(1, 5), starts(1, 5)],
             ],
             &[
                 (&[taken.clone(), release, acquires(2, lease(5, 0), 5)], "granted with 5 after 5"),
