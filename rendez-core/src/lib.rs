@@ -7,12 +7,15 @@
 mod change_index;
 mod config;
 mod engine;
+pub mod explanation;
+pub mod forecast;
 mod ids;
 mod mirror;
 mod model;
 mod name;
 pub mod placement;
 mod records;
+mod room;
 mod slot;
 pub mod stabilizer;
 pub mod status;

@@ -104,35 +104,31 @@ pub struct MoveFacts<'a> {
 /// ```
 #[must_use]
 pub fn hold_back(rules: &Stabilizers, facts: &MoveFacts<'_>) -> Option<HeldBack> {
+    judged(rules, facts).into_iter().flatten().next()
+}
+
+/// All rules that hold the move back, in the order in which they are asked: when the first lets it go, the next does not
+/// yet.
+#[must_use]
+pub fn all_that_hold_back(rules: &Stabilizers, facts: &MoveFacts<'_>) -> Vec<HeldBack> {
+    judged(rules, facts).into_iter().flatten().collect()
+}
+
+/// What each rule says, in the order in which they count.
+fn judged(rules: &Stabilizers, facts: &MoveFacts<'_>) -> [Option<HeldBack>; 9] {
     let remaining = |rule: Duration, since: Duration| rule.checked_sub(since).filter(|left| !left.is_zero());
-    if !rules.shedding {
-        return Some(HeldBack::SheddingOff);
-    }
-    if let Some(node) = facts.settings_differ {
-        return Some(HeldBack::SettingsDiffer { node: node.clone() });
-    }
-    if let Some(node) = facts.unhealthy {
-        return Some(HeldBack::Unhealthy { node: node.clone() });
-    }
-    if let Some(remaining) = remaining(rules.settling, facts.since_membership) {
-        return Some(HeldBack::Settling { remaining });
-    }
-    if let Some(remaining) = facts.since_move.and_then(|since| remaining(rules.cooldown, since)) {
-        return Some(HeldBack::Cooldown { remaining });
-    }
-    if let Some(remaining) = remaining(rules.runtime_min, facts.runtime) {
-        return Some(HeldBack::RuntimeMin { remaining });
-    }
-    if facts.slots_after < rules.slots_min {
-        return Some(HeldBack::SlotsMin);
-    }
-    if facts.offered >= rules.shed_budget {
-        return Some(HeldBack::ShedBudget);
-    }
-    if facts.under_way >= facts.move_budget {
-        return Some(HeldBack::MoveBudget);
-    }
-    None
+    let cooldown = facts.since_move.and_then(|since| remaining(rules.cooldown, since));
+    [
+        (!rules.shedding).then_some(HeldBack::SheddingOff),
+        facts.settings_differ.map(|node| HeldBack::SettingsDiffer { node: node.clone() }),
+        facts.unhealthy.map(|node| HeldBack::Unhealthy { node: node.clone() }),
+        remaining(rules.settling, facts.since_membership).map(|remaining| HeldBack::Settling { remaining }),
+        cooldown.map(|remaining| HeldBack::Cooldown { remaining }),
+        remaining(rules.runtime_min, facts.runtime).map(|remaining| HeldBack::RuntimeMin { remaining }),
+        (facts.slots_after < rules.slots_min).then_some(HeldBack::SlotsMin),
+        (facts.offered >= rules.shed_budget).then_some(HeldBack::ShedBudget),
+        (facts.under_way >= facts.move_budget).then_some(HeldBack::MoveBudget),
+    ]
 }
 
 #[cfg(test)]
@@ -178,6 +174,16 @@ mod tests {
         }
         rules.shedding = false;
         assert_eq!(hold_back(&rules, &free()), Some(HeldBack::SheddingOff));
+    }
+
+    #[test]
+    fn all_rules_that_hold_back_are_told_and_the_first_of_them_counts() {
+        let rules = EngineConfig::for_ttl(Duration::from_secs(10)).stabilizers;
+        let facts = MoveFacts { under_way: 64, since_move: Some(Duration::from_secs(59)), ..free() };
+        let cooldown = HeldBack::Cooldown { remaining: Duration::from_secs(1) };
+        assert_eq!(all_that_hold_back(&rules, &facts), [cooldown.clone(), HeldBack::MoveBudget]);
+        assert_eq!(hold_back(&rules, &facts), Some(cooldown));
+        assert_eq!(all_that_hold_back(&rules, &free()), []);
     }
 
     #[test]

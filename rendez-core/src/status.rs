@@ -108,7 +108,7 @@ pub struct SlotStatus {
     pub why: Option<Why>,
 }
 
-fn as_words<S: serde::Serializer>(why: &Option<Why>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_words<S: serde::Serializer>(why: &Option<Why>, serializer: S) -> Result<S::Ok, S::Error> {
     match why {
         Some(why) => serializer.collect_str(why),
         None => serializer.serialize_none(),

@@ -13,7 +13,7 @@ use crate::records::{
     Versioned, WorkloadRecord,
 };
 use crate::store::{Change, Held, Stamp};
-use crate::{Generation, NodeId, Revision, SessionId, Slot, StoreTime, Timestamp, WorkloadName};
+use crate::{Generation, NodeId, Revision, SessionId, Slot, StoreTime, Timestamp, UNITS_MAX, WorkloadName};
 
 /// One reader's picture of a cluster.
 #[derive(Debug)]
@@ -83,6 +83,36 @@ impl ClusterView {
         *self = Self { own, membership_changed_at: membership, ..Self::default() };
         self.stamp = Some((stamp, now));
         for change in items {
+            self.put(now, change);
+        }
+        self.settle(now);
+    }
+
+    /// A view of the same at this time, which can be changed to see what would follow.
+    #[must_use]
+    pub fn fork(&self, now: Timestamp) -> Self {
+        let mut fork = Self { stamp: self.stamp.clone(), passed_over: self.passed_over.clone(), ..Self::default() };
+        for (key, record) in &self.records {
+            fork.put(now, Change::Record(key.clone(), Some(record.clone())));
+        }
+        for (id, record) in &self.sessions {
+            let mut record = record.clone();
+            if let Some(own) = self.own.as_ref().filter(|own| own.node == record.info.node) {
+                record.info = own.clone();
+            }
+            fork.put(now, Change::Session(*id, Some(record)));
+        }
+        for slot in self.slots.keys().chain(self.newer.keys()) {
+            fork.put(now, Change::Slot(slot.clone(), self.slot(slot).cloned()));
+        }
+        fork.membership_changed_at = self.membership_changed_at;
+        fork.settle(now);
+        fork
+    }
+
+    /// Takes changes as if a store had told them, to see what would follow.
+    pub(crate) fn suppose(&mut self, now: Timestamp, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
             self.put(now, change);
         }
         self.settle(now);
@@ -236,6 +266,21 @@ impl ClusterView {
         })
     }
 
+    /// The workloads that exist, as live nodes declare them and operators' records say.
+    pub fn workloads(&self) -> impl Iterator<Item = (&WorkloadName, &WorkloadSpec)> {
+        self.workload_specs.iter()
+    }
+
+    /// Every slot that exists or is known from a record, in order.
+    #[must_use]
+    pub fn known_slots(&self) -> BTreeSet<Slot> {
+        let existing = self
+            .workload_specs
+            .iter()
+            .flat_map(|(name, spec)| (0..spec.units.min(UNITS_MAX)).map(|unit| Slot::new(name.clone(), unit)));
+        existing.chain(self.slots.keys().cloned()).chain(self.newer.keys().cloned()).collect()
+    }
+
     /// The plan.
     pub fn planner(&mut self) -> &mut Planner {
         &mut self.planner
@@ -277,7 +322,8 @@ impl ClusterView {
         own.into_iter().chain(rule).min()
     }
 
-    fn standing_offer<'a>(&self, now: Timestamp, record: &'a SlotRecord) -> Option<&'a crate::Offer> {
+    /// The offer of a slot's record, if it stands: giver and receiver live, and its time is not over.
+    pub(crate) fn standing_offer<'a>(&self, now: Timestamp, record: &'a SlotRecord) -> Option<&'a crate::Offer> {
         let offer = record.offer.as_ref()?;
         let giver_lives = record.holder.as_ref().is_some_and(|holder| self.sessions.contains_key(&holder.session));
         let stands = giver_lives && offer.expires_at > self.store_now(now) && self.sessions.contains_key(&offer.to);

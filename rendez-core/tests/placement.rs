@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use placement_reference as reference;
 use placement_support::{Dice, Plan, Trouble, World, node, plan_of, random_node, random_workload, workload};
 use proptest::prelude::*;
-use rendez_core::Slot;
-use rendez_core::placement::{Cause, Desired, LoadFactor, NodeSpec, Planner, Policy, Reason, Runs, WorkloadSpec};
+use rendez_core::placement::{
+    Candidate, Cause, Desired, LoadFactor, NodeSpec, Obstacle, Planner, Policy, Reason, Runs, WorkloadSpec,
+};
+use rendez_core::{NodeId, Slot};
 
 /// The plan, after looking at everything that must hold of any plan.
 fn checked(world: &World, planner: &mut Planner) -> Plan {
@@ -119,6 +121,41 @@ proptest! {
         let plan = checked(&world, &mut world.planner(dice));
         let world = applied(&world, &plan);
         prop_assert_eq!(checked(&world, &mut world.planner(dice)), plan);
+    }
+
+    #[test]
+    fn what_speaks_against_a_candidate_agrees_with_the_plan(
+        seed: u64,
+        trouble in troubles(),
+        policy in policies(),
+    ) {
+        let dice = &mut Dice::new(seed);
+        let world = World::random(dice, trouble, policy);
+        let mut planner = world.planner(dice);
+        let unplaced: BTreeMap<Slot, Reason> =
+            planner.unplaced().into_iter().map(|unplaced| (unplaced.slot, unplaced.reason)).collect();
+        for slot in world.slots() {
+            let desired = planner.desired(&slot).node().cloned();
+            let candidates = planner.candidates(&slot);
+            prop_assert_eq!(candidates.len(), world.nodes.len());
+            let named: Vec<_> = candidates.iter().filter(|it| it.against.is_none()).map(|it| it.node.clone()).collect();
+            match unplaced.get(&slot) {
+                None => prop_assert_eq!(named, Vec::from_iter(desired)),
+                Some(reason) => {
+                    prop_assert_eq!(named, Vec::<NodeId>::new());
+                    let full = |against: &Option<Obstacle>| {
+                        matches!(against, Some(Obstacle::Capacity { .. } | Obstacle::Cap { .. }))
+                    };
+                    let because = match reason {
+                        Reason::Pinned { because, .. } => because,
+                        other => other,
+                    };
+                    prop_assert_eq!(candidates.iter().any(|it| full(&it.against)), *because == Reason::AllFull);
+                    let open = |it: &Candidate| matches!(it.against, Some(Obstacle::NoGain | Obstacle::Outranked));
+                    prop_assert!(!candidates.iter().any(open), "{slot}: {candidates:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::placement::{Counts, Desired, Move, Reason};
+use crate::placement::{Counts, Move};
 use crate::records::SlotRecord;
+use crate::room::{Caps, Keeper, Room, let_go};
 use crate::stabilizer::{MoveFacts, hold_back};
 use crate::store::ChangeKind;
 use crate::{FencingToken, NodeId, Slot, Stance, Timestamp, WorkloadName};
@@ -64,10 +65,11 @@ impl Engine {
         if wanted.is_empty() {
             return;
         }
-        let mut room = Room::of(self);
+        let mut room = self.room();
         for slot in wanted {
             let busy = self.slots.get(&slot).is_some_and(|local| local.tenure.is_some() || local.promise.is_some());
-            if busy || self.outbox.has(&slot, Lane::Lease) || self.is_reserved(now, &slot) || !room.take(self, &slot) {
+            let caps = self.caps(&slot.workload);
+            if busy || self.outbox.has(&slot, Lane::Lease) || self.is_reserved(now, &slot) || !room.take(caps, &slot) {
                 continue;
             }
             let token = self.view.slot(&slot).map_or(FencingToken::NONE, |record| record.token);
@@ -128,40 +130,19 @@ impl Engine {
         }
     }
 
-    /// Stops what shall not run here, though nobody else can take it: paused workloads, removed units, what is beyond
-    /// a cap that was lowered, what the node cannot run any more. A drain, and a pin to a node that cannot take the
-    /// slot, keep it here until another node does.
+    /// Stops what shall not run here, though nobody else can take it.
     fn let_go(&mut self, now: Timestamp) {
         let node = self.node().clone();
-        let draining = self.info.stance == Stance::Draining || self.view.wish(&node).drain;
         let held = self.held_slots();
-        let mut unwanted: Vec<Slot> = Vec::new();
-        // Units that are beyond the end of their workload, or whose workload is gone, are in no plan.
-        for slot in &held {
-            if matches!(self.view.planner().desired(slot), Desired::Nobody(Reason::Paused | Reason::NoSuchSlot)) {
-                unwanted.push(slot.clone());
-            }
-        }
-        if !draining {
-            // In the plan an offer counts as done. Only what is beyond a cap in truth is let go.
-            let mut room = Room::default();
-            for slot in held.iter().filter(|slot| !self.is_ending(slot)) {
-                room.count(slot);
-            }
-            for unplaced in self.view.planner().unplaced() {
-                let pinned = matches!(unplaced.reason, Reason::PinnedToAbsent(_) | Reason::Pinned { .. });
-                let slot = unplaced.slot;
-                let live = self.slots.get(&slot).and_then(|local| local.tenure.as_ref()).is_some_and(|it| !it.gone);
-                if unplaced.holder.as_ref() != Some(&node) || pinned || !live || self.is_ending(&slot) {
-                    continue;
-                }
-                if !self.view.may_run(&node, &slot) || room.is_over(self, &slot) {
-                    room.count_out(&slot);
-                    unwanted.push(slot);
-                }
-            }
-        }
-        for slot in unwanted {
+        let staying = held.iter().filter(|slot| !self.is_ending(slot)).cloned().collect();
+        let keeper = Keeper {
+            node: &node,
+            capacity: self.info.capacity,
+            draining: self.info.stance == Stance::Draining || self.view.wish(&node).drain,
+            held: &held,
+            staying: &staying,
+        };
+        for slot in let_go(&mut self.view, &keeper) {
             self.stop(now, &slot, StopReason::Unwanted);
         }
     }
@@ -170,6 +151,27 @@ impl Engine {
     fn is_ending(&self, slot: &Slot) -> bool {
         let tenure = self.slots.get(slot).and_then(|local| local.tenure.as_ref());
         tenure.is_some_and(|tenure| matches!(tenure.run, Run::Stopping { .. } | Run::Over { .. }))
+    }
+
+    /// How much room is left under the node's caps (S11), with all that is under way counted in: all that this node
+    /// holds, was promised, or may have without knowing.
+    fn room(&self) -> Room {
+        let mut room = Room::default();
+        for (slot, local) in &self.slots {
+            if local.tenure.as_ref().is_some_and(|tenure| !tenure.gone) || local.promise.is_some() {
+                room.count(slot);
+            }
+        }
+        for slot in self.outbox.changing() {
+            if self.slots.get(slot).is_none_or(|local| local.tenure.is_none() && local.promise.is_none()) {
+                room.count(slot);
+            }
+        }
+        room
+    }
+
+    fn caps(&self, workload: &WorkloadName) -> Caps {
+        Caps { capacity: self.info.capacity, of_workload: self.view.cap(&self.info.node, workload) }
     }
 
     /// The slots of live leases.
@@ -212,7 +214,7 @@ impl Engine {
                 continue;
             }
             let forced = !cause.is_voluntary();
-            let mine = *counts.entry(slot.workload.clone()).or_insert_with(|| Room::of(self).counts(&slot.workload));
+            let mine = *counts.entry(slot.workload.clone()).or_insert_with(|| self.room().counts(&slot.workload));
             if !forced {
                 let receiver_well = self.view.session(to_session).is_some_and(|record| record.info.healthy);
                 let unhealthy = match (self.info.healthy, receiver_well) {
@@ -329,11 +331,11 @@ impl Engine {
         let node = self.node().clone();
         let refuse = if self.shutdown.is_some() {
             Some("this node shuts down")
-        } else if !Room::of(self).take(self, slot) {
+        } else if !self.room().take(self.caps(&slot.workload), slot) {
             Some("this node is at its cap")
         } else {
             let given = Counts { total: offer.giver_total, of_workload: offer.giver_of_workload };
-            let mine = Room::of(self).counts(&slot.workload);
+            let mine = self.room().counts(&slot.workload);
             let planner = self.view.planner();
             // In this node's plan the offer counts as done: what it would keep, it takes. What must leave its giver
             // it also takes if it would rather see it elsewhere: its view may not show yet why the giver must.
@@ -361,62 +363,4 @@ fn is_voluntary(record: &SlotRecord) -> bool {
 
 fn is_going(local: &super::tenure::Local) -> bool {
     local.tenure.as_ref().is_some_and(|tenure| !tenure.gone && tenure.offer.is_some())
-}
-
-/// How much room is left under the node's caps (S11), with all that is under way counted in.
-#[derive(Default)]
-struct Room {
-    total: u32,
-    of_workload: BTreeMap<WorkloadName, u32>,
-}
-
-impl Room {
-    /// All that this node holds, was promised, or may have without knowing.
-    fn of(engine: &Engine) -> Self {
-        let mut room = Self::default();
-        for (slot, local) in &engine.slots {
-            if local.tenure.as_ref().is_some_and(|tenure| !tenure.gone) || local.promise.is_some() {
-                room.count(slot);
-            }
-        }
-        for slot in engine.outbox.changing() {
-            if engine.slots.get(slot).is_none_or(|local| local.tenure.is_none() && local.promise.is_none()) {
-                room.count(slot);
-            }
-        }
-        room
-    }
-
-    fn count(&mut self, slot: &Slot) {
-        self.total += 1;
-        *self.of_workload.entry(slot.workload.clone()).or_default() += 1;
-    }
-
-    fn count_out(&mut self, slot: &Slot) {
-        self.total = self.total.saturating_sub(1);
-        let of_workload = self.of_workload.entry(slot.workload.clone()).or_default();
-        *of_workload = of_workload.saturating_sub(1);
-    }
-
-    /// Whether what is counted is beyond a cap that concerns this slot.
-    fn is_over(&self, engine: &Engine, slot: &Slot) -> bool {
-        let cap = engine.view.cap(&engine.info.node, &slot.workload);
-        engine.info.capacity.is_some_and(|capacity| self.total > capacity)
-            || cap.is_some_and(|cap| self.counts(&slot.workload).of_workload > cap)
-    }
-
-    fn counts(&self, workload: &WorkloadName) -> Counts {
-        Counts { total: self.total, of_workload: self.of_workload.get(workload).copied().unwrap_or_default() }
-    }
-
-    /// Counts one more slot in, if there is room for it.
-    fn take(&mut self, engine: &Engine, slot: &Slot) -> bool {
-        let cap = engine.view.cap(&engine.info.node, &slot.workload);
-        let full = engine.info.capacity.is_some_and(|capacity| self.total >= capacity)
-            || cap.is_some_and(|cap| self.counts(&slot.workload).of_workload >= cap);
-        if !full {
-            self.count(slot);
-        }
-        !full
-    }
 }

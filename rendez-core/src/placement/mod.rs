@@ -14,6 +14,7 @@ mod draft;
 mod fair;
 mod field;
 mod planner;
+mod ranking;
 mod rendezvous;
 mod rescue;
 pub mod score;
@@ -24,6 +25,6 @@ mod world;
 
 pub use planner::Planner;
 pub use spec::{
-    Band, Bands, Cause, Counts, Desired, LoadFactor, LoadFactorError, Move, NodeSpec, NodeSummary, Policy, Reason,
-    Runs, Unplaced, WorkloadSpec,
+    Band, Bands, Candidate, Cause, Counts, Desired, LoadFactor, LoadFactorError, Move, NodeSpec, NodeSummary, Obstacle,
+    Policy, Reason, Runs, Unplaced, WorkloadSpec,
 };

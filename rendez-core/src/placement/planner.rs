@@ -40,8 +40,8 @@ use crate::{NodeId, Slot, WorkloadName};
 /// ```
 #[derive(Debug)]
 pub struct Planner {
-    world: World,
-    owners: Owners,
+    pub(super) world: World,
+    pub(super) owners: Owners,
     stale: Stale,
     /// Whether caps bound what rendezvous placed last.
     capped: bool,
@@ -144,6 +144,15 @@ impl Planner {
         let Some(index) = self.world.node(node) else { return Vec::new() };
         let mine = self.wanted.iter().filter(|(_, taker)| *taker == index);
         mine.filter_map(|(place, _)| self.world.slot(*place)).collect()
+    }
+
+    /// The node that should take a slot now, if it is an orphan that anybody may take. It may be another than the one
+    /// that should own it: see [`wanted_by`](Self::wanted_by).
+    pub fn taker(&mut self, slot: &Slot) -> Option<&NodeId> {
+        self.plan();
+        let place = self.world.place(slot)?;
+        let (_, taker) = self.wanted.iter().find(|(wanted, _)| *wanted == place)?;
+        self.world.node_id(*taker)
     }
 
     /// The slots that this node holds and another should have, in the order of slots.
@@ -291,7 +300,7 @@ impl Planner {
     }
 
     /// Who should own a slot: who the plan says, or else who has it and can give it to nobody.
-    fn owner(&self, place: Place) -> Option<u32> {
+    pub(super) fn owner(&self, place: Place) -> Option<u32> {
         let owner = *self.owners.get(place.load as usize)?.get(place.unit as usize)?;
         if owner != NONE {
             return Some(owner);
@@ -337,7 +346,7 @@ impl Planner {
     }
 
     /// Works the plan out if anything has changed.
-    fn plan(&mut self) {
+    pub(super) fn plan(&mut self) {
         if self.stale.is_empty() {
             return;
         }

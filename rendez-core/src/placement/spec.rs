@@ -214,6 +214,89 @@ impl fmt::Display for Reason {
     }
 }
 
+/// What keeps one node from being the one that should own a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// It does not run the workload.
+    RunsNothingOfIt,
+    /// It runs only the units below this one.
+    RunsBelow {
+        /// How many it runs.
+        units: u32,
+    },
+    /// It is in none of the workload's zones.
+    Zone,
+    /// It has not all of the workload's labels.
+    Labels {
+        /// Those that it has not, as `key=value`.
+        missing: Vec<String>,
+    },
+    /// It is draining or shutting down.
+    Leaving,
+    /// It takes nothing new: cordoned or unhealthy.
+    AcceptsNothing,
+    /// It has refused the slot, or did not take it in time.
+    Refused,
+    /// The slot is pinned to another node.
+    PinnedTo {
+        /// That node.
+        node: NodeId,
+    },
+    /// It has as many slots as it may hold.
+    Capacity {
+        /// So many.
+        most: u32,
+    },
+    /// It has as many units of the workload as it may hold.
+    Cap {
+        /// So many.
+        most: u32,
+    },
+    /// The slot stays with its holder, which takes nothing new and keeps what it has.
+    HolderKeeps,
+    /// It could run the slot, but the spread would get no better.
+    NoGain,
+    /// It could run the slot, but another has a better score.
+    Outranked,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RunsNothingOfIt => f.write_str("it does not run the workload"),
+            Self::RunsBelow { units } => write!(f, "it runs only the units below {units}"),
+            Self::Zone => f.write_str("it is in none of the workload's zones"),
+            Self::Labels { missing } => write!(f, "it has not the labels {}", missing.join(", ")),
+            Self::Leaving => f.write_str("it is leaving"),
+            Self::AcceptsNothing => f.write_str("it takes nothing new"),
+            Self::Refused => f.write_str("it has refused the slot"),
+            Self::PinnedTo { node } => write!(f, "the slot is pinned to {node}"),
+            Self::Capacity { most } => write!(f, "it is full: its capacity is {most}"),
+            Self::Cap { most } => write!(f, "it is full: it may hold {most} of the workload"),
+            Self::HolderKeeps => f.write_str("the holder takes nothing new and keeps what it has"),
+            Self::NoGain => f.write_str("the spread would get no better"),
+            Self::Outranked => f.write_str("another node has a better score"),
+        }
+    }
+}
+
+/// A live node, looked at as the owner of one slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Candidate {
+    /// The node.
+    pub node: NodeId,
+    /// What keeps it from the slot; nothing for the node that the plan names.
+    pub against: Option<Obstacle>,
+    /// What it holds.
+    pub held: Counts,
+    /// What it has if everything goes as planned.
+    pub planned: Counts,
+    /// What its part is. None if it takes nothing of the workload.
+    pub bands: Option<Bands>,
+}
+
 /// Why a held slot should move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::score;
-use super::spec::{LoadFactor, NodeSpec, Policy, Reason, WorkloadSpec};
+use super::spec::{LoadFactor, NodeSpec, Obstacle, Policy, Reason, WorkloadSpec};
 use crate::{NodeId, Slot, UNITS_MAX, WorkloadName};
 
 /// The index of no node.
@@ -71,6 +71,21 @@ impl Load {
     pub(super) fn is_plain(&self) -> bool {
         self.pins.is_empty() && self.refused.is_empty()
     }
+}
+
+/// The rules that one node must pass to take one slot, in the order in which they are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rule {
+    /// It runs the unit.
+    Runs,
+    /// It is in the workload's zones and has its labels.
+    Fits,
+    /// It is not leaving.
+    Stays,
+    /// It takes new slots.
+    Accepts,
+    /// It has not refused this one.
+    Willing,
 }
 
 /// All inputs of the plan.
@@ -336,34 +351,53 @@ impl World {
 
     /// The last rule that still had a candidate before it is the one to blame.
     fn why_none_of(&self, place: Place, nodes: impl Iterator<Item = u32>) -> Reason {
+        // No rule at all is further than the last of them.
+        let furthest = nodes.map(|node| self.rule_against(place, node).map_or((1, None), |it| (0, Some(it.0)))).max();
+        match furthest {
+            None => Reason::NoNodes,
+            Some((_, Some(Rule::Runs))) => Reason::NoneRunsIt,
+            Some((_, Some(Rule::Fits))) => Reason::ZoneOrLabels,
+            Some((_, Some(Rule::Stays | Rule::Accepts))) => Reason::NoneAccepts,
+            Some((_, Some(Rule::Willing))) => Reason::AllRefused,
+            Some((_, None)) => Reason::AllFull,
+        }
+    }
+
+    /// The first rule that keeps a live node from taking a slot, pins and caps aside.
+    fn rule_against(&self, place: Place, node: u32) -> Option<(Rule, Obstacle)> {
         let load = &self.loads[place.load as usize];
-        let (mut any, mut runs, mut fits, mut accepts, mut willing) = (false, false, false, false, false);
-        for node in nodes {
-            any = true;
-            let entry = &self.nodes[node as usize];
-            let (Some(spec), Some(name), Some(wanted)) = (&entry.spec, &load.name, &load.spec) else { continue };
-            if spec.runs.get(name).is_none_or(|runs| place.unit >= runs.units) {
-                continue;
-            }
-            runs = true;
-            if !fits_zone_and_labels(spec, wanted) {
-                continue;
-            }
-            fits = true;
-            if !entry.accepts {
-                continue;
-            }
-            accepts = true;
-            willing |= !load.refused.contains(&(place.unit, node));
+        let entry = &self.nodes[node as usize];
+        let (Some(spec), Some(name), Some(wanted)) = (&entry.spec, &load.name, &load.spec) else {
+            return Some((Rule::Runs, Obstacle::RunsNothingOfIt));
+        };
+        let Some(runs) = spec.runs.get(name) else { return Some((Rule::Runs, Obstacle::RunsNothingOfIt)) };
+        if place.unit >= runs.units {
+            return Some((Rule::Runs, Obstacle::RunsBelow { units: runs.units }));
         }
-        match (any, runs, fits, accepts, willing) {
-            (false, ..) => Reason::NoNodes,
-            (_, false, ..) => Reason::NoneRunsIt,
-            (_, _, false, ..) => Reason::ZoneOrLabels,
-            (_, _, _, false, _) => Reason::NoneAccepts,
-            (_, _, _, _, false) => Reason::AllRefused,
-            _ => Reason::AllFull,
+        if !fits_zone(spec, wanted) {
+            return Some((Rule::Fits, Obstacle::Zone));
         }
+        let missing: Vec<String> = missing_labels(spec, wanted).map(|(key, value)| format!("{key}={value}")).collect();
+        if !missing.is_empty() {
+            return Some((Rule::Fits, Obstacle::Labels { missing }));
+        }
+        if spec.leaving {
+            return Some((Rule::Stays, Obstacle::Leaving));
+        }
+        if !entry.accepts {
+            return Some((Rule::Accepts, Obstacle::AcceptsNothing));
+        }
+        load.refused.contains(&(place.unit, node)).then_some((Rule::Willing, Obstacle::Refused))
+    }
+
+    /// What keeps a live node from a slot, caps aside: nothing exactly where [`may_take`](Self::may_take) says so.
+    pub(super) fn obstacle(&self, place: Place, node: u32) -> Option<Obstacle> {
+        let load = &self.loads[place.load as usize];
+        // Who holds a slot need not take it.
+        let holds = load.holder(place.unit) == node;
+        let rule = self.rule_against(place, node).filter(|(rule, _)| !holds || *rule < Rule::Accepts);
+        let pin = load.pins.get(&place.unit).filter(|pin| **pin != node).and_then(|pin| self.node_id(*pin));
+        rule.map(|(_, obstacle)| obstacle).or_else(|| pin.map(|pin| Obstacle::PinnedTo { node: pin.clone() }))
     }
 
     /// Works out what the rules permit for one pair.
@@ -470,6 +504,16 @@ impl World {
 }
 
 fn fits_zone_and_labels(node: &NodeSpec, workload: &WorkloadSpec) -> bool {
-    let zone = workload.zones.is_empty() || node.zone.as_ref().is_some_and(|zone| workload.zones.contains(zone));
-    zone && workload.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+    fits_zone(node, workload) && missing_labels(node, workload).next().is_none()
+}
+
+fn fits_zone(node: &NodeSpec, workload: &WorkloadSpec) -> bool {
+    workload.zones.is_empty() || node.zone.as_ref().is_some_and(|zone| workload.zones.contains(zone))
+}
+
+fn missing_labels<'a>(
+    node: &'a NodeSpec,
+    workload: &'a WorkloadSpec,
+) -> impl Iterator<Item = (&'a String, &'a String)> {
+    workload.labels.iter().filter(|(key, value)| node.labels.get(*key) != Some(value))
 }
