@@ -10,8 +10,10 @@ use tracing_subscriber::EnvFilter;
 use crate::agent::{self, AgentArgs};
 use crate::demo;
 use crate::exit::finish;
+use crate::explain::{self, ExplainArgs};
 #[cfg(target_os = "linux")]
 use crate::guardian;
+use crate::predict::{self, PredictArgs};
 use crate::sim::{self, SimArgs};
 use crate::status::{self, StatusArgs};
 
@@ -32,6 +34,10 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Say who is there, who runs what, and why where that is not as it should be
     Status(StatusArgs),
+    /// Say which slots would move if something changed, without changing anything
+    Predict(Box<PredictArgs>),
+    /// Say why one slot is where it is, and what keeps it from being elsewhere
+    Explain(ExplainArgs),
     /// Show in a few seconds what this is about: nodes start, die, join and leave, and no slot ever runs twice
     Demo,
     /// Run the protocol in many worlds in virtual time, with all that can go wrong, and judge it by its promises
@@ -62,6 +68,8 @@ pub(crate) fn main() -> ExitCode {
             finish(agent::agent(*args))
         }
         Command::Status(args) => finish(status::status(&args)),
+        Command::Predict(args) => finish(predict::predict(&args)),
+        Command::Explain(args) => finish(explain::explain(&args)),
         Command::Demo => finish(demo::demo()),
         Command::Sim(args) => finish(sim::sim(&args)),
         #[cfg(target_os = "linux")]

@@ -12,11 +12,16 @@ mod cluster_args;
 mod demo;
 mod duration;
 mod exit;
+mod explain;
 #[cfg(target_os = "linux")]
 mod guardian;
+mod look;
+mod predict;
+mod print;
 mod sim;
 mod status;
 mod store_url;
+mod suppose;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -3,6 +3,8 @@
 //! Told from a view: the plan's reasons, the records, and the stabilizers as far as the store knows what they look at.
 //! Nothing is decided here. What only the slot's own holder knows is named and left open.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::forecast::listed;
@@ -272,7 +274,7 @@ fn waiting(
 }
 
 /// How much longer a rule holds back, if that is only a matter of time.
-fn remaining(rule: &HeldBack) -> Option<std::time::Duration> {
+fn remaining(rule: &HeldBack) -> Option<Duration> {
     match rule {
         HeldBack::Settling { remaining } | HeldBack::Cooldown { remaining } | HeldBack::RuntimeMin { remaining } => {
             Some(*remaining)

@@ -5,7 +5,9 @@
 //! of each node; a forecast says what, and in which order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -113,7 +115,7 @@ pub enum ForecastError {
 }
 
 /// Names in a message.
-pub(crate) fn listed<T: std::fmt::Display>(names: &[T]) -> String {
+pub(crate) fn listed<T: fmt::Display>(names: &[T]) -> String {
     if names.is_empty() {
         return "none".to_owned();
     }
@@ -176,6 +178,24 @@ pub enum StepCause {
     LetGo(Reason),
     /// The session of its holder is over, and nobody may take it.
     Orphaned(Reason),
+}
+
+impl fmt::Display for StepCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Taken => f.write_str("taken: nobody holds it"),
+            Self::TakenOver => f.write_str("taken over: its holder's session is over"),
+            Self::UnderWay { forced: true } => f.write_str("under way: offered, as it must leave its holder"),
+            Self::UnderWay { forced: false } => f.write_str("under way: offered for a better spread"),
+            Self::Forced(Cause::Leaving) => f.write_str("forced: its holder is leaving"),
+            Self::Forced(Cause::Pin) => f.write_str("forced: it is pinned there"),
+            Self::Forced(Cause::Rule) => f.write_str("forced: its holder may not run it any more"),
+            Self::Forced(Cause::Cap) => f.write_str("forced: its holder is over a cap"),
+            Self::Voluntary | Self::Forced(Cause::Policy) => f.write_str("voluntary: the spread gets better"),
+            Self::LetGo(reason) => write!(f, "let go: {reason}"),
+            Self::Orphaned(reason) => write!(f, "orphaned: {reason}"),
+        }
+    }
 }
 
 /// One node before and after.
@@ -271,13 +291,13 @@ pub fn predict(view: &ClusterView, now: Timestamp, suppositions: &[Supposition])
 
 /// What a node that joins runs.
 struct Model {
-    ttl: std::time::Duration,
+    ttl: Duration,
     info: Option<NodeInfo>,
 }
 
 impl Model {
     fn of(view: &ClusterView) -> Self {
-        let mut model = Self { ttl: std::time::Duration::ZERO, info: None };
+        let mut model = Self { ttl: Duration::ZERO, info: None };
         for (_, record) in view.sessions() {
             model.ttl = model.ttl.max(record.ttl);
             let info = &record.info;

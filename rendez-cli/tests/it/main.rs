@@ -7,6 +7,7 @@ mod faults;
 mod guardian;
 mod library;
 mod network;
+mod predict;
 mod processes;
 mod runners;
 mod sim;

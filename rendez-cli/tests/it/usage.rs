@@ -62,6 +62,27 @@ fn what_cannot_work_is_refused_before_the_store_is_touched() {
 }
 
 #[test]
+fn changes_that_cannot_be_are_refused_with_what_would_be_right() {
+    for (change, what) in [
+        ("--weight=a", "NODE=WEIGHT"),
+        ("--weight=a=0", "1 or more"),
+        ("--joins=a:wieght=2", "weight=2"),
+        ("--capacity=a=0", "none"),
+        ("--units=inbox=many", "0 to 1000000"),
+        ("--policy=best", "balanced or rendezvous"),
+        ("--load-factor=1", "1000 to 100000"),
+        ("--goes=", "empty"),
+    ] {
+        let error = refused(&["predict", "--store", "redis://127.0.0.1:1", "--cluster", "c", change], 2);
+        assert!(error.contains(what), "{change}: {error}");
+    }
+    let error = refused(&["explain", "--store", "redis://127.0.0.1:1", "--cluster", "c", "inbox/x"], 2);
+    assert!(error.contains("is no unit"), "{error}");
+    refused(&["explain", "--store", "redis://127.0.0.1:1", "--cluster", "c"], 2);
+    assert!(refused(&["predict", "--store", "memory:", "--cluster", "c"], 2).contains("inside one agent"));
+}
+
+#[test]
 fn a_store_that_cannot_be_is_refused_without_its_password() {
     for url in ["http://u:hunter2@127.0.0.1", "hunter2", "redis:/hunter2", ""] {
         refused(&["agent", "--store", url, "--cluster", "c", "--workload", "x=1"], 2);
@@ -93,7 +114,7 @@ fn help_names_the_commands_for_people_and_not_the_helpers() {
     let output = rendez(&["--help"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for command in ["agent", "status", "demo"] {
+    for command in ["agent", "status", "predict", "explain", "demo"] {
         assert!(text.contains(command), "{text}");
     }
     for helper in ["guardian", "keeper", "exec-child"] {

@@ -22,6 +22,17 @@ pub enum Policy {
     Rendezvous,
 }
 
+impl Policy {
+    /// Its name in configurations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Balanced => "balanced",
+            Self::Rendezvous => "rendezvous",
+        }
+    }
+}
+
 /// How far from its share a node may be, in thousandths: 1000 keeps every node within its share rounded down
 /// and up, 1250 lets it have a quarter more or a fifth less before a held slot moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
