@@ -258,6 +258,9 @@ pub struct Totals {
 
 /// What would happen to a cluster if all this was so, one after the other.
 ///
+/// The steps are those of nodes that act at the same time on the same records. Where they act one after the other, and
+/// another place is as good as the one named here, a slot may find that: every node has its part all the same.
+///
 /// ```
 /// use rendez_core::{ClusterView, Timestamp};
 /// let quiet = rendez_core::forecast::predict(&ClusterView::new(), Timestamp::ZERO, &[]).unwrap();
@@ -570,7 +573,11 @@ impl Run {
     }
 
     /// Makes steps that have been decided from one plan.
-    fn make(&mut self, steps: Vec<(Slot, Option<NodeId>, StepCause)>) {
+    fn make(&mut self, mut steps: Vec<(Slot, Option<NodeId>, StepCause)>) {
+        // All at once, or nearly: what cannot wait stands first.
+        steps.sort_by(|(one, _, why), (other, _, because)| {
+            (*why == StepCause::Voluntary, one).cmp(&(*because == StepCause::Voluntary, other))
+        });
         let mut changes = Vec::new();
         for (slot, to, why) in steps {
             let known = self.world.slot(&slot).cloned();
