@@ -132,8 +132,8 @@ fn waits(told: &Explanation, waiting: &Waiting) -> String {
     if let Some(at) = waiting.not_before {
         let _ = writeln!(text, "it moves in {:.1?} at the earliest", at.since(told.now));
     }
-    text + "only its holder knows the rest: when nodes went, how long its runner has run, what it has offered lately, and \
-            its own rules where they differ from this configuration\n"
+    text + "only its holder knows the rest: when nodes went, how long its runner has run, what it has offered lately,\n\
+            and its own rules where they differ from this configuration\n"
 }
 
 fn candidates(told: &Explanation) -> String {

@@ -30,10 +30,11 @@ pub(crate) struct PredictArgs {
 /// Prints what would happen; without any change, what will.
 pub(crate) fn predict(args: &PredictArgs) -> Result<(), Failure> {
     let (cluster, view) = look(&args.cluster)?;
-    let forecast = forecast::predict(&view, rendez::boot_time(), &args.changes.suppositions())
+    let suppositions = args.changes.suppositions();
+    let forecast = forecast::predict(&view, rendez::boot_time(), &suppositions)
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     let report = Report { cluster: &cluster, revision: view.revision().unwrap_or_default(), forecast: &forecast };
-    print(args.json, &report, || table(&report))
+    print(args.json, &report, || table(&report, !suppositions.is_empty()))
 }
 
 /// What is printed as JSON.
@@ -45,12 +46,13 @@ struct Report<'a> {
     forecast: &'a Forecast,
 }
 
-fn table(report: &Report<'_>) -> String {
+/// `changed` says whether there is a change without which something would happen as well.
+fn table(report: &Report<'_>, changed: bool) -> String {
     let Report { cluster, revision, forecast } = report;
     let mut text = format!("cluster {cluster}, as of revision {revision}\n");
     if !forecast.steps.is_empty() {
         let rows = forecast.steps.iter().map(|step| {
-            let why = why(step);
+            let why = why(step, changed);
             [step.slot.to_string(), or_nobody(step.from.as_ref()), or_nobody(step.to.as_ref()), why]
         });
         text += &columns(["SLOT", "FROM", "TO", "WHY"], rows);
@@ -72,7 +74,7 @@ fn table(report: &Report<'_>) -> String {
             .map(|stuck| [stuck.slot.to_string(), or_nobody(stuck.holder.as_ref()), stuck.to.to_string()]);
         text += &columns(["WITHOUT A FREE WAY", "HELD BY", "SHOULD GO TO"], rows);
     }
-    text += &summary(forecast);
+    text += &summary(forecast, changed);
     text
 }
 
@@ -83,16 +85,16 @@ fn node(node: &NodeForecast) -> [String; 5] {
     [node.node.to_string(), or(node.before, "-"), or(node.after, "gone"), share, band]
 }
 
-fn why(step: &Step) -> String {
-    let anyway = if step.anyway { " (also without the change)" } else { "" };
+fn why(step: &Step, changed: bool) -> String {
+    let anyway = if step.anyway && changed { " (also without the change)" } else { "" };
     format!("{}{anyway}", step.why)
 }
 
-fn summary(forecast: &Forecast) -> String {
+fn summary(forecast: &Forecast, changed: bool) -> String {
     let totals = forecast.totals;
     let mut text = format!("\n{} slots: {} stay, {} move", totals.slots, totals.stay, totals.moves);
     let _ = write!(text, " ({} of them voluntarily", totals.voluntary);
-    if totals.anyway > 0 {
+    if totals.anyway > 0 && changed {
         let _ = write!(text, ", {} without the change as well", totals.anyway);
     }
     let _ = writeln!(text, "), {} unplaced", totals.unplaced);
