@@ -256,6 +256,7 @@ fn waiting(
     let facts = MoveFacts {
         settings_differ: settings_differ.as_ref(),
         unhealthy,
+        full: (!planned.has_room).then_some(&waiting.to),
         // Nodes that went, and other changes, are later than the store can tell; a runner starts after the grant. What
         // these times hold back is held back at least as long.
         since_membership: store_now.since(last_join),
@@ -282,6 +283,7 @@ fn remaining(rule: &HeldBack) -> Option<Duration> {
         HeldBack::SheddingOff
         | HeldBack::SettingsDiffer { .. }
         | HeldBack::Unhealthy { .. }
+        | HeldBack::NoRoom { .. }
         | HeldBack::SlotsMin
         | HeldBack::ShedBudget
         | HeldBack::MoveBudget => None,

@@ -42,6 +42,11 @@ pub enum HeldBack {
         /// How much longer.
         remaining: Duration,
     },
+    /// The receiver is full with what it holds.
+    NoRoom {
+        /// Which node that is.
+        node: NodeId,
+    },
     /// The node would fall below its minimum.
     SlotsMin,
     /// The node has offered enough in this heartbeat interval.
@@ -59,6 +64,7 @@ impl fmt::Display for HeldBack {
             Self::Settling { remaining } => write!(f, "nodes came or went lately: {remaining:.1?} to go"),
             Self::Cooldown { remaining } => write!(f, "it moved lately: {remaining:.1?} to go"),
             Self::RuntimeMin { remaining } => write!(f, "its runner started lately: {remaining:.1?} to go"),
+            Self::NoRoom { node } => write!(f, "{node} is full with what it holds"),
             Self::SlotsMin => f.write_str("its holder would fall below its minimum of slots"),
             Self::ShedBudget => f.write_str("its holder has offered enough for now"),
             Self::MoveBudget => f.write_str("enough moves are under way in the cluster"),
@@ -73,6 +79,8 @@ pub struct MoveFacts<'a> {
     pub settings_differ: Option<&'a NodeId>,
     /// The giver or the receiver, if one of them is not well.
     pub unhealthy: Option<&'a NodeId>,
+    /// The receiver, if it has no room now.
+    pub full: Option<&'a NodeId>,
     /// Since the last change of membership.
     pub since_membership: Duration,
     /// Since the slot last moved voluntarily, if it ever did.
@@ -97,7 +105,7 @@ pub struct MoveFacts<'a> {
 /// let rules = rendez_core::EngineConfig::for_ttl(Duration::from_secs(10)).stabilizers;
 /// let long = Duration::from_secs(3600);
 /// let facts = MoveFacts {
-///     settings_differ: None, unhealthy: None, since_membership: long, since_move: Some(Duration::from_secs(15)),
+///     settings_differ: None, unhealthy: None, full: None, since_membership: long, since_move: Some(Duration::from_secs(15)),
 ///     runtime: long, slots_after: 3, offered: 0, under_way: 0, move_budget: 64,
 /// };
 /// assert_eq!(hold_back(&rules, &facts), Some(HeldBack::Cooldown { remaining: Duration::from_secs(45) }));
@@ -115,13 +123,14 @@ pub fn all_that_hold_back(rules: &Stabilizers, facts: &MoveFacts<'_>) -> Vec<Hel
 }
 
 /// What each rule says, in the order in which they count.
-fn judged(rules: &Stabilizers, facts: &MoveFacts<'_>) -> [Option<HeldBack>; 9] {
+fn judged(rules: &Stabilizers, facts: &MoveFacts<'_>) -> [Option<HeldBack>; 10] {
     let remaining = |rule: Duration, since: Duration| rule.checked_sub(since).filter(|left| !left.is_zero());
     let cooldown = facts.since_move.and_then(|since| remaining(rules.cooldown, since));
     [
         (!rules.shedding).then_some(HeldBack::SheddingOff),
         facts.settings_differ.map(|node| HeldBack::SettingsDiffer { node: node.clone() }),
         facts.unhealthy.map(|node| HeldBack::Unhealthy { node: node.clone() }),
+        facts.full.map(|node| HeldBack::NoRoom { node: node.clone() }),
         remaining(rules.settling, facts.since_membership).map(|remaining| HeldBack::Settling { remaining }),
         cooldown.map(|remaining| HeldBack::Cooldown { remaining }),
         remaining(rules.runtime_min, facts.runtime).map(|remaining| HeldBack::RuntimeMin { remaining }),
@@ -142,6 +151,7 @@ mod tests {
         MoveFacts {
             settings_differ: None,
             unhealthy: None,
+            full: None,
             since_membership: LONG,
             since_move: None,
             runtime: LONG,
@@ -161,6 +171,7 @@ mod tests {
         let cases: Vec<(&str, MoveFacts<'_>)> = vec![
             ("b was started with other settings", MoveFacts { settings_differ: Some(&node), ..free() }),
             ("b is not healthy", MoveFacts { unhealthy: Some(&node), ..free() }),
+            ("b is full with what it holds", MoveFacts { full: Some(&node), ..free() }),
             ("nodes came or went lately: 3.0s", MoveFacts { since_membership: Duration::from_secs(1), ..free() }),
             ("it moved lately: 1.0s", MoveFacts { since_move: Some(Duration::from_secs(59)), ..free() }),
             ("runner started lately: 10.0s", MoveFacts { runtime: Duration::ZERO, ..free() }),

@@ -150,6 +150,7 @@ impl fmt::Display for Why {
                     Cause::Pin => write!(f, "it goes to {to}, to which it is pinned")?,
                     Cause::Rule => write!(f, "it goes to {to}: its holder may not run it any more")?,
                     Cause::Cap => write!(f, "it goes to {to}: its holder is over a cap")?,
+                    Cause::MakesRoom => write!(f, "it goes to {to}: its holder makes room for an orphan")?,
                 }
                 match held_back {
                     Some(reason) => write!(f, "; it waits: {reason}"),

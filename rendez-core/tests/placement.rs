@@ -58,7 +58,10 @@ fn checked(world: &World, planner: &mut Planner) -> Plan {
             }
         }
         for it in planner.leaving(id) {
-            assert_eq!((world.holders.get(&it.slot), plan[&it.slot].as_ref()), (Some(id), Some(&it.to)));
+            assert_eq!(world.holders.get(&it.slot), Some(id));
+            assert!(world.may_take(&it.slot, &it.to) && it.to != *id);
+            // Only for what must leave does another stand in.
+            assert!(plan[&it.slot].as_ref() == Some(&it.to) || (!it.cause.is_voluntary() && it.has_room));
             if world.nodes[id].leaving {
                 assert!(!it.cause.is_voluntary());
             }
@@ -201,10 +204,42 @@ proptest! {
             }
         }
         for slot in waiting {
+            let odd = |id| after.iter().any(|(slot, on)| on == id && !world.may_hold(slot, id));
             let free = world.nodes.keys().find(|id| {
-                world.may_take(&slot, id) && reference::has_room(&world, &after, &slot.workload, id)
+                world.may_take(&slot, id) && reference::has_room(&world, &after, &slot.workload, id) && !odd(*id)
             });
             prop_assert_eq!(free, None, "{} waits", slot);
+        }
+    }
+
+    #[test]
+    fn all_that_has_room_fits_at_once(seed: u64, trouble in troubles(), policy in policies()) {
+        let dice = &mut Dice::new(seed);
+        let world = World::random(dice, trouble, policy);
+        let mut planner = world.planner(dice);
+        let nodes: Vec<_> = world.nodes.keys().cloned().collect();
+        let moves: Vec<_> = nodes.iter().flat_map(|id| planner.leaving(id)).filter(|it| it.has_room).collect();
+        for id in nodes {
+            // What moves counts at both ends, as long as it is under way.
+            let held: Vec<_> = world.slots().into_iter().filter(|slot| world.held_by_live(slot) == Some(&id)).collect();
+            // What it holds and must not run fills it up as well, and its workload's cap counts no such units.
+            if held.iter().any(|slot| !world.may_hold(slot, &id)) {
+                continue;
+            }
+            let mut fits: reference::Placed = held.into_iter().map(|slot| (slot, id.clone())).collect();
+            for slot in planner.wanted_by(&id) {
+                if reference::has_room(&world, &fits, &slot.workload, &id) {
+                    fits.insert(slot, id.clone());
+                }
+            }
+            let mut has: Vec<Slot> = fits.into_keys().collect();
+            let coming: Vec<_> = moves.iter().filter(|it| it.to == id).map(|it| it.slot.clone()).collect();
+            has.extend(coming.iter().cloned());
+            prop_assert!(coming.is_empty() || has.len() as u32 <= world.capacity(&id), "{} has {:?}", id, has);
+            for Slot { workload, .. } in coming {
+                let count = has.iter().filter(|slot| slot.workload == workload).count() as u32;
+                prop_assert!(count <= world.cap(&workload, &id), "{} has {:?}", id, has);
+            }
         }
     }
 
@@ -377,6 +412,15 @@ fn every_cause_is_told_apart() {
     planner.set_pin(&slot(2), None);
     planner.set_node(&a, NodeSpec { leaving: true, ..spec.clone() });
     assert_eq!(causes(&mut planner), [Cause::Leaving; 4]);
-    planner.set_node(&a, NodeSpec { runs: [(name.clone(), Runs { units: 1, cap: None })].into(), ..spec });
+    planner.set_node(&a, NodeSpec { runs: [(name.clone(), Runs { units: 1, cap: None })].into(), ..spec.clone() });
     assert_eq!(causes(&mut planner), [Cause::Rule; 3]);
+
+    // An orphan that only `a` may take, which is full, and `b` has room for what `a` holds.
+    let full = NodeSpec { capacity: Some(3), ..spec.clone() };
+    let first_three = NodeSpec { runs: [(name.clone(), Runs { units: 3, cap: None })].into(), ..spec };
+    planner.set_node(&a, full);
+    planner.set_node(&b, first_three);
+    planner.set_holder(&slot(3), None);
+    assert_eq!(causes(&mut planner), [Cause::MakesRoom, Cause::Policy]);
+    assert_eq!(planner.wanted_by(&a), [slot(3)]);
 }

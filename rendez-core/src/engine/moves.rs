@@ -203,7 +203,7 @@ impl Engine {
         let mut under_way = self.view.offers(now).filter(|(_, record)| is_voluntary(record)).count() as u32;
         let mut counts = BTreeMap::new();
         let mut going = self.slots.values().filter(|local| is_going(local)).count() as u32;
-        for Move { slot, to, cause } in moves {
+        for Move { slot, to, cause, has_room } in moves {
             let free = self.slots.get(&slot).and_then(|local| local.tenure.as_ref()).is_some_and(|tenure| {
                 !tenure.gone
                     && tenure.offer.is_none()
@@ -226,6 +226,7 @@ impl Engine {
                 let facts = MoveFacts {
                     settings_differ: settings_differ.as_ref(),
                     unhealthy,
+                    full: (!has_room).then_some(&to),
                     since_membership: now.since(self.view.membership_changed_at()),
                     since_move: moved_at.map(|at| self.view.store_now(now).since(at)),
                     runtime: self.runtime(now, &slot),

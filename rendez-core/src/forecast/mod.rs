@@ -89,6 +89,7 @@ impl fmt::Display for StepCause {
             Self::Forced(Cause::Pin) => f.write_str("forced: it is pinned there"),
             Self::Forced(Cause::Rule) => f.write_str("forced: its holder may not run it any more"),
             Self::Forced(Cause::Cap) => f.write_str("forced: its holder is over a cap"),
+            Self::Forced(Cause::MakesRoom) => f.write_str("forced: its holder makes room for an orphan"),
             Self::Voluntary | Self::Forced(Cause::Policy) => f.write_str("voluntary: the spread gets better"),
             Self::LetGo(reason) => write!(f, "let go: {reason}"),
             Self::Orphaned(reason) => write!(f, "orphaned: {reason}"),

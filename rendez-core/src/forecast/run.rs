@@ -117,7 +117,9 @@ impl Run {
         let mut moves = Vec::new();
         for node in self.nodes() {
             rooms.insert(node.clone(), self.room_of(&node));
-            moves.extend(self.world.planner().leaving(&node).into_iter().map(|planned| (node.clone(), planned)));
+            let leaving = self.world.planner().leaving(&node).into_iter();
+            let possible = leaving.filter(|planned| planned.has_room || !planned.cause.is_voluntary());
+            moves.extend(possible.map(|planned| (node.clone(), planned)));
         }
         moves.sort_by_key(|(_, planned)| planned.cause.is_voluntary());
         let mut steps = Vec::new();

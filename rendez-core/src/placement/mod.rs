@@ -20,7 +20,7 @@ mod rescue;
 pub mod score;
 mod shares;
 mod spec;
-mod stand_in;
+mod steps;
 mod world;
 
 pub use planner::Planner;

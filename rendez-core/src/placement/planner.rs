@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use super::draft::{Draft, Owners};
 use super::shares::{Shares, pools};
 use super::spec::{
-    Band, Bands, Cause, Counts, Desired, LoadFactor, Move, NodeSpec, NodeSummary, Policy, Reason, Unplaced,
-    WorkloadSpec,
+    Band, Bands, Counts, Desired, LoadFactor, Move, NodeSpec, NodeSummary, Policy, Reason, Unplaced, WorkloadSpec,
 };
+use super::steps::Steps;
 use super::world::{NONE, Place, World};
-use super::{balanced, rendezvous, stand_in};
+use super::{balanced, rendezvous};
 use crate::{NodeId, Slot, WorkloadName};
 
 /// Decides who should own what.
@@ -45,12 +45,7 @@ pub struct Planner {
     stale: Stale,
     /// Whether caps bound what rendezvous placed last.
     capped: bool,
-    /// Orphans, in the order of slots, with the node that should take each.
-    wanted: Vec<(Place, u32)>,
-    /// Held slots that should be elsewhere, in the order of slots.
-    moves: Vec<Place>,
-    /// Slots that nobody may take, held or not, in the order of slots.
-    unplaced: Vec<Place>,
+    steps: Steps,
     shares: Option<Shares>,
 }
 
@@ -66,9 +61,7 @@ impl Planner {
             owners: Owners::new(),
             stale: Stale { all: true, ..Stale::default() },
             capped: false,
-            wanted: Vec::new(),
-            moves: Vec::new(),
-            unplaced: Vec::new(),
+            steps: Steps::default(),
             shares: None,
         }
     }
@@ -142,7 +135,7 @@ impl Planner {
     pub fn wanted_by(&mut self, node: &NodeId) -> Vec<Slot> {
         self.plan();
         let Some(index) = self.world.node(node) else { return Vec::new() };
-        let mine = self.wanted.iter().filter(|(_, taker)| *taker == index);
+        let mine = self.steps.orphans.iter().filter(|(_, taker)| *taker == index);
         mine.filter_map(|(place, _)| self.world.slot(*place)).collect()
     }
 
@@ -151,7 +144,7 @@ impl Planner {
     pub fn taker(&mut self, slot: &Slot) -> Option<&NodeId> {
         self.plan();
         let place = self.world.place(slot)?;
-        let (_, taker) = self.wanted.iter().find(|(wanted, _)| *wanted == place)?;
+        let (_, taker) = self.steps.orphans.iter().find(|(wanted, _)| *wanted == place)?;
         self.world.node_id(*taker)
     }
 
@@ -159,12 +152,14 @@ impl Planner {
     pub fn leaving(&mut self, node: &NodeId) -> Vec<Move> {
         self.plan();
         let Some(index) = self.world.node(node) else { return Vec::new() };
-        let mine = self.moves.iter().filter(|place| self.world.loads[place.load as usize].holder(place.unit) == index);
-        let moves: Vec<_> = mine.copied().collect();
-        let causes = self.causes(index, &moves);
-        let named = moves.iter().zip(causes).filter_map(|(place, cause)| {
-            let to = self.world.node_id(self.owner(*place)?)?.clone();
-            Some(Move { slot: self.world.slot(*place)?, to, cause })
+        let mine = self
+            .steps
+            .moves
+            .iter()
+            .filter(|step| self.world.loads[step.place.load as usize].holder(step.place.unit) == index);
+        let named = mine.filter_map(|step| {
+            let (slot, to) = (self.world.slot(step.place)?, self.world.node_id(step.to)?.clone());
+            Some(Move { slot, to, cause: step.cause, has_room: step.has_room })
         });
         named.collect()
     }
@@ -173,7 +168,7 @@ impl Planner {
     /// holder. Slots of paused workloads are among them only while they are held.
     pub fn unplaced(&mut self) -> Vec<Unplaced> {
         self.plan();
-        let all = self.unplaced.iter().filter_map(|place| {
+        let all = self.steps.unplaced.iter().filter_map(|place| {
             let holder = self.world.loads[place.load as usize].holder(place.unit);
             let holder = self.world.node_id(holder).filter(|_| self.world.is_live(holder)).cloned();
             Some(Unplaced { slot: self.world.slot(*place)?, holder, reason: self.world.why_not(*place) })
@@ -309,42 +304,6 @@ impl Planner {
         self.world.is_live(holder).then_some(holder)
     }
 
-    /// Why these slots should leave this node. What it holds beyond a cap is told apart from what the policy
-    /// would have elsewhere by number only: which of them count as which makes no difference.
-    fn causes(&self, node: u32, moves: &[Place]) -> Vec<Cause> {
-        let entry = &self.world.nodes[node as usize];
-        let draining = entry.spec.as_ref().is_some_and(|spec| spec.leaving);
-        let mut causes: Vec<_> = moves
-            .iter()
-            .map(|place| {
-                let pin = self.world.loads[place.load as usize].pins.get(&place.unit);
-                if pin.is_some_and(|pin| *pin != node) {
-                    Cause::Pin
-                } else if draining {
-                    Cause::Leaving
-                } else if !self.world.may_hold(*place, node) {
-                    Cause::Rule
-                } else {
-                    Cause::Policy
-                }
-            })
-            .collect();
-        if causes.iter().all(|cause| !cause.is_voluntary()) {
-            return causes;
-        }
-        let mut total = 0;
-        for load in &self.world.order {
-            let load_entry = &self.world.loads[*load as usize];
-            let held = load_entry.holders[..load_entry.units as usize].iter().filter(|holder| **holder == node);
-            let held = held.count() as u32;
-            total += held;
-            let cap = load_entry.pairs.get(node as usize).map_or(0, |pair| pair.cap);
-            shed(&mut causes, held.saturating_sub(cap), |at| moves[at].load == *load);
-        }
-        shed(&mut causes, total.saturating_sub(entry.capacity), |_| true);
-        causes
-    }
-
     /// Works the plan out if anything has changed.
     pub(super) fn plan(&mut self) {
         if self.stale.is_empty() {
@@ -385,39 +344,7 @@ impl Planner {
             }
             self.shares = Some(balanced::place(&mut draft, &by_share));
         }
-        self.compare();
-    }
-
-    /// Notes where the plan differs from what is.
-    fn compare(&mut self) {
-        self.wanted.clear();
-        self.moves.clear();
-        self.unplaced.clear();
-        let world = &self.world;
-        for load in &world.loads_by_rank {
-            let entry = &world.loads[*load as usize];
-            let owners = &self.owners[*load as usize];
-            for (unit, (owner, holder)) in owners.iter().zip(&entry.holders).enumerate() {
-                let (owner, holder) = (*owner, *holder);
-                let place = Place { load: *load, unit: unit as u32 };
-                if owner == holder && holder != NONE {
-                    continue;
-                }
-                let held = holder != NONE && world.is_live(holder);
-                if owner == NONE {
-                    self.unplaced.push(place);
-                } else if held {
-                    self.moves.push(place);
-                } else {
-                    self.wanted.push((place, owner));
-                }
-            }
-            if entry.units == 0 {
-                let held = entry.holders.iter().enumerate().filter(|(_, holder)| world.is_live(**holder));
-                self.unplaced.extend(held.map(|(unit, _)| Place { load: *load, unit: unit as u32 }));
-            }
-        }
-        stand_in::choose(world, &mut self.wanted);
+        self.steps = Steps::of(world, &self.owners);
     }
 }
 
@@ -433,15 +360,5 @@ struct Stale {
 impl Stale {
     fn is_empty(&self) -> bool {
         !self.all && self.nodes.is_empty() && self.loads.is_empty() && self.places.is_empty()
-    }
-}
-
-/// Marks up to `excess` of the moves that `concerns` names as due to a cap; those that leave anyway count.
-fn shed(causes: &mut [Cause], excess: u32, concerns: impl Fn(usize) -> bool) {
-    let leaving = (0..causes.len()).filter(|at| concerns(*at) && !causes[*at].is_voluntary()).count();
-    let missing = (excess as usize).saturating_sub(leaving);
-    let voluntary = (0..causes.len()).filter(|at| concerns(*at) && causes[*at].is_voluntary());
-    for at in voluntary.take(missing).collect::<Vec<_>>() {
-        causes[at] = Cause::Cap;
     }
 }

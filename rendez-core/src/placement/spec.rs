@@ -323,6 +323,8 @@ pub enum Cause {
     Rule,
     /// Its holder is over a cap.
     Cap,
+    /// An orphan that nobody else has room for needs its place.
+    MakesRoom,
 }
 
 impl Cause {
@@ -342,6 +344,8 @@ pub struct Move {
     pub to: NodeId,
     /// Why.
     pub cause: Cause,
+    /// Whether that node has room for it now, within its caps. A voluntary move waits until it has.
+    pub has_room: bool,
 }
 
 /// A slot that nobody may take.

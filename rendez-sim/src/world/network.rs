@@ -13,13 +13,8 @@ use super::{MS, S, What, World};
 use crate::faults::Fault;
 use crate::trace::{By, CallKind, Fact, Lease, Loss, SessionEnd};
 
-/// A slot's record before a request, and what the request wanted of it.
-struct Touched {
-    slot: Slot,
-    by: By,
-    named: FencingToken,
-    before: Option<SlotRecord>,
-}
+/// The slots that a request is about, with their records before it.
+type Touched = BTreeMap<Slot, Option<SlotRecord>>;
 
 impl World {
     /// A node's request goes on its way, and its time begins to run.
@@ -90,7 +85,7 @@ impl World {
         self.store.replicate(self.now);
         let touched = match call {
             Call::Change(request) => self.touched(&request.changes),
-            Call::Open(_) | Call::Heartbeat(_) | Call::Snapshot(_) | Call::Close(_) => Vec::new(),
+            Call::Open(_) | Call::Heartbeat(_) | Call::Snapshot(_) | Call::Close(_) => Touched::new(),
         };
         let empty = self.store.model.generation().is_none();
         let before = (self.store.model.generation(), self.store.model.revision());
@@ -197,24 +192,10 @@ impl World {
         outcome
     }
 
-    fn touched(&self, changes: &[SlotChange]) -> Vec<Touched> {
-        let mut touched: Vec<Touched> = Vec::with_capacity(changes.len());
-        let mut places: BTreeMap<&Slot, usize> = BTreeMap::new();
-        for change in changes {
-            let by = by(change);
-            if let Some(place) = places.get(&change.slot) {
-                // Of several changes of one slot, the one of its lease counts.
-                let first = &mut touched[*place];
-                if matches!(first.by, By::Checkpoint | By::Offer) {
-                    (first.by, first.named) = (by, change.token);
-                }
-                continue;
-            }
-            places.insert(&change.slot, touched.len());
-            let before = self.store.model.slot(&change.slot).cloned();
-            touched.push(Touched { slot: change.slot.clone(), by, named: change.token, before });
-        }
-        touched
+    /// The slots that changes are about, with their records.
+    fn touched(&self, changes: &[SlotChange]) -> Touched {
+        let slots = changes.iter().map(|change| &change.slot);
+        slots.map(|slot| (slot.clone(), self.store.model.slot(slot).cloned())).collect()
     }
 
     /// Tells which sessions have come and gone by a request.
@@ -251,7 +232,7 @@ impl World {
     }
 
     /// Tells what a request has done, by comparing what was with what is.
-    fn tell_effect(&mut self, node: usize, call: &Call, reply: Option<&Reply>, touched: Vec<Touched>) {
+    fn tell_effect(&mut self, node: usize, call: &Call, reply: Option<&Reply>, touched: Touched) {
         match (call, reply) {
             (Call::Open(_), Some(Reply::Open(Opening::Opened { session, .. }))) => {
                 self.session_nodes.insert(*session, node);
@@ -266,7 +247,13 @@ impl World {
                 }
             }
             (Call::Change(request), _) => {
-                for Touched { slot, by, named, before } in touched {
+                let outcomes = match reply {
+                    Some(Reply::Change(reply)) => reply.outcomes.as_slice(),
+                    Some(_) | None => &[],
+                };
+                let causes = causes(&request.changes, outcomes);
+                for (slot, before) in touched {
+                    let (_, by, named) = causes[&slot];
                     self.tell_record(&slot, by, Some(request.session), named, before.as_ref());
                 }
                 if let Some(Reply::Change(reply)) = reply {
@@ -339,6 +326,25 @@ pub(super) fn stamp_of(reply: &Reply) -> Option<&Stamp> {
         Reply::Snapshot(page) => Some(&page.stamp),
         Reply::Close => None,
     }
+}
+
+/// Which of the changes of each slot has changed its record: one that was made rather than one that was refused, and one
+/// of the lease rather than another.
+fn causes<'a>(
+    changes: &'a [SlotChange],
+    outcomes: &[ChangeOutcome],
+) -> BTreeMap<&'a Slot, ((bool, bool), By, FencingToken)> {
+    let mut causes = BTreeMap::new();
+    for (at, change) in changes.iter().enumerate() {
+        let done = matches!(outcomes.get(at), Some(ChangeOutcome::Done(_)));
+        let of_lease = !matches!(by(change), By::Checkpoint | By::Offer);
+        let cause = ((done, of_lease), by(change), change.token);
+        let best = causes.entry(&change.slot).or_insert(cause);
+        if cause.0 > best.0 {
+            *best = cause;
+        }
+    }
+    causes
 }
 
 fn by(change: &SlotChange) -> By {

@@ -16,6 +16,7 @@ use super::super::stage::{NONE, SOON, Stage, acquire, name, opened, operation, s
 cases! { "losses";
     a_report_of_another_generation_sets_off_a_quiet_time,
     one_loss_is_one_quiet_time,
+    a_late_report_of_the_past_can_lengthen_the_quiet_time,
     in_the_quiet_time_nothing_is_granted,
     what_runs_is_readopted_in_the_quiet_time,
     readopting_has_its_conditions,
@@ -82,6 +83,27 @@ async fn one_loss_is_one_quiet_time(stage: Stage) -> Outcome {
     }
     let again = knowing(&stage, foreign(), NONE).beat(a).await?.stamp;
     ensure!(again.generation != second.generation, "a report of yet another generation is another loss");
+    Ok(())
+}
+
+async fn a_late_report_of_the_past_can_lengthen_the_quiet_time(stage: Stage) -> Outcome {
+    let a = stage.open("a").await?;
+    let past = stage.beat(a).await?.stamp.generation;
+    let lost = knowing(&stage, foreign(), NONE).beat(a).await?.stamp;
+    let longer = stage.ttl() + Duration::from_secs(500);
+    ensure!(longer <= stage.capabilities.ttl_max, "no room for a longer TTL");
+    let mut late = knowing(&stage, past, NONE);
+    late.known.session_ttl_max = longer;
+    let told = late.beat(a).await?.stamp;
+    ensure_eq!(told.generation, lost.generation, "the generation after a report of the past");
+    let lasts = longer + stage.capabilities.replica_lag_max + MARGIN;
+    let quiet = told.quiet;
+    ensure!(quiet <= lasts + ROUNDING && quiet + SOON > lasts, "{quiet:?} of quiet, {lasts:?} was expected");
+    // Who knows only of short leases does not shorten it, nor does who knows the present.
+    for known in [past, lost.generation] {
+        let after = knowing(&stage, known, NONE).beat(a).await?.stamp.quiet;
+        ensure!(after <= quiet && after + SOON > quiet, "{quiet:?} of quiet became {after:?}");
+    }
     Ok(())
 }
 
@@ -291,6 +313,7 @@ async fn who_remembers_notices_that_everything_was_lost(stage: Stage) -> Outcome
 
 async fn who_remembers_nothing_takes_an_empty_store_for_a_new_cluster(stage: Stage) -> Outcome {
     let a = open_in_short(&stage, "a").await?;
+    let highest = stage.acquire(a, &slot(0)?, NONE).await?;
     let before = stage.beat(a).await?.stamp;
     stage.server().await?.restart_empty().await?;
     beat_again(&stage, a).await?;
@@ -298,6 +321,8 @@ async fn who_remembers_nothing_takes_an_empty_store_for_a_new_cluster(stage: Sta
     let fresh = stage.beat(b).await?.stamp;
     ensure!(fresh.generation != before.generation, "the generation after the loss of everything");
     ensure_eq!(fresh.quiet, Duration::ZERO, "the quiet time where nobody remembers");
+    let next = stage.acquire(b, &slot(0)?, NONE).await?;
+    ensure!(next > highest, "where nobody remembers the clock does: {highest} before, {next} after");
     // Then somebody does.
     let late = knowing(&stage, before.generation, before.token).beat(b).await?.stamp;
     ensure!(late.generation != fresh.generation && !late.quiet.is_zero(), "somebody remembers: {late:?}");
