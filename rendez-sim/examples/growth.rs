@@ -1,6 +1,6 @@
 //! How rendez grows with nodes and slots: what a plan, a heartbeat, a start and a takeover cost, and the shape of each curve.
 //!
-//! `growth` measures everything and prints tables; `growth placement` and `growth world` measure one part; `growth worlds
+//! `growth` measures everything and prints tables; `growth placement` and `growth worlds` measure one part; `growth worlds
 //! NODES,NODES SLOTS,SLOTS SECONDS` other sizes, with another limit for each world. A world runs in a process of its own,
 //! which is ended when its time is over. Times of engines are processor time of the thread, everything with "virtual" in its
 //! name is the world's time; memory is the difference of the process's resident memory, divided by the nodes.
