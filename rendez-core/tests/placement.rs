@@ -42,6 +42,13 @@ fn checked(world: &World, planner: &mut Planner) -> Plan {
     for ((name, id), count) in counts {
         assert!(count <= world.cap(name, id), "{id} has {count} of {name}");
     }
+    let by_node = world.nodes.keys().flat_map(|id| {
+        let wanted = planner.wanted_by(id);
+        wanted.into_iter().map(|slot| (slot, id.clone()))
+    });
+    let mut by_node: Vec<_> = by_node.collect();
+    by_node.sort();
+    assert_eq!(planner.wanted(), by_node);
     for id in world.nodes.keys() {
         for slot in planner.wanted_by(id) {
             assert!(world.held_by_live(&slot).is_none() && world.may_take(&slot, id), "{slot}");

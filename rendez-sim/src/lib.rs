@@ -19,4 +19,4 @@ mod world;
 pub use dice::Dice;
 pub use faults::{Fault, Faults};
 pub use scenario::{Kind, Scenario, Variant};
-pub use world::World;
+pub use world::{Traffic, World};

@@ -224,3 +224,19 @@ fn a_rolling_update_moves_a_slot_about_once() {
     let moved = world.moves() - moves;
     assert!(moved <= 30, "12 slots made {moved} moves while 4 nodes were replaced");
 }
+
+#[test]
+fn a_world_that_nobody_judges_goes_the_same_way() {
+    let lived = |mut world: World| {
+        world.run_for(60);
+        world.kill(1);
+        world.run_for(60);
+        (world.calls(), world.counts(), world.shares(), world.traffic(), world.store().revision())
+    };
+    for seed in [1, 2, 3] {
+        let scenario = Scenario { seed, nodes: 5, workloads: vec![40, 7], ..Scenario::default() };
+        let judged = lived(World::new(scenario.clone(), false));
+        assert_eq!(lived(World::unjudged(scenario)), judged);
+        assert!(judged.3.sync_records > 0 && judged.2.iter().sum::<usize>() == 47, "{judged:?}");
+    }
+}

@@ -86,6 +86,8 @@ pub struct Engine {
     sync_from: Timestamp,
     hints_everyone: Bucket,
     hints_own: Bucket,
+    /// The last answer had no room for all changes, and the plan was not looked at since.
+    reads_on: bool,
     /// When sessions that were about to end are due, on this node's clock.
     due_at: Timestamp,
 
@@ -142,6 +144,7 @@ impl Engine {
             synced_at: StoreTime::default(),
             sync_wanted: false,
             sync_from: Timestamp::ZERO,
+            reads_on: false,
             due_at: Timestamp::NEVER,
             slots: BTreeMap::new(),
             alarms: BTreeSet::new(),

@@ -101,14 +101,12 @@ impl Engine {
             return;
         }
         let grace = self.config.stabilizers.candidate_grace;
-        let mut others: Vec<NodeId> = self.view.sessions().map(|(_, record)| record.info.node.clone()).collect();
-        others.retain(|node| node != self.node());
         let mut waiting: BTreeMap<Slot, (NodeId, Timestamp)> = BTreeMap::new();
-        for node in others {
-            for slot in self.view.planner().wanted_by(&node) {
+        for (slot, node) in self.view.planner().wanted() {
+            if node != *self.node() {
                 let before = self.waiting.get(&slot).filter(|(before, _)| *before == node);
                 let since = before.map_or(now, |(_, since)| *since);
-                waiting.insert(slot, (node.clone(), since));
+                waiting.insert(slot, (node, since));
             }
         }
         self.waiting = waiting;

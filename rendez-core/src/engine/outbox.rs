@@ -56,6 +56,11 @@ impl Outbox {
         !self.entries.is_empty()
     }
 
+    /// Whether anything waits to be sent.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.unsent > 0
+    }
+
     /// Slots with a change of their lease that is waiting or under way: perhaps taken, or not given back yet.
     pub(super) fn changing(&self) -> impl Iterator<Item = &Slot> {
         self.entries.keys().filter(|(_, lane)| *lane == Lane::Lease).map(|(slot, _)| slot)

@@ -262,7 +262,10 @@ impl Engine {
         match beat.sync {
             Sync::Changes { changes, up_to, more } if !self.is_paging() && sent.since == self.view.revision() => {
                 let stamp = Stamp { revision: up_to, ..beat.stamp };
-                self.plan_dirty |= !changes.is_empty();
+                // A plan made of half of what has changed would be made again after each page of it.
+                let changed = !changes.is_empty() || self.reads_on;
+                self.reads_on = changed && more;
+                self.plan_dirty |= changed && !more;
                 let synced_at = stamp.now;
                 touched.extend(self.view.apply(now, stamp, changes));
                 if more {

@@ -396,7 +396,9 @@ impl Engine {
             };
             if let (Some(record), false) = (&record, matches!(kind, ChangeKind::SaveCheckpoint { .. })) {
                 self.view.learn(now, &slot, record.clone());
-                self.plan_dirty = true;
+                // What was planned and granted changes no plan: the last of many batches is soon enough.
+                let as_planned = done && matches!(kind, ChangeKind::Acquire { .. });
+                self.plan_dirty |= !as_planned || !self.outbox.has_unsent();
             }
             if conflict == Some(Conflict::Quiet) && !matches!(kind, ChangeKind::Acquire { .. }) {
                 self.outbox.push(&slot, lane, token, kind, now.max(self.quiet_until));

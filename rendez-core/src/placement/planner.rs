@@ -148,6 +148,14 @@ impl Planner {
         self.world.node_id(*taker)
     }
 
+    /// All orphans that a node should take, in the order of slots, with that node: what
+    /// [`wanted_by`](Self::wanted_by) says for each node, in one pass.
+    pub fn wanted(&mut self) -> Vec<(Slot, NodeId)> {
+        self.plan();
+        let all = self.steps.orphans.iter();
+        all.filter_map(|(place, taker)| Some((self.world.slot(*place)?, self.world.node_id(*taker)?.clone()))).collect()
+    }
+
     /// The slots that this node holds and another should have, in the order of slots.
     pub fn leaving(&mut self, node: &NodeId) -> Vec<Move> {
         self.plan();

@@ -3,12 +3,29 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rendez_core::{AdminOutcome, AdminRequest, CloseRequest, Command, FencingToken, Known, Slot, Status};
+use rendez_core::{
+    AdminOutcome, AdminRequest, CloseRequest, ClusterView, Command, FencingToken, Known, Slot, Status, StoreModel,
+};
 
 use super::{MS, S, World};
+use crate::scenario::Scenario;
 use crate::trace::Gone;
 
 impl World {
+    /// The world of a scenario whose facts nobody takes down or judges: it goes the same way as a judged one, and large ones
+    /// go faster.
+    #[must_use]
+    pub fn unjudged(scenario: Scenario) -> Self {
+        let mut world = Self::new(scenario, false);
+        world.judged = false;
+        world
+    }
+
+    /// All nodes start at once, at the beginning.
+    pub fn start_together(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.start_at = 0);
+    }
+
     /// Lets this much time pass.
     pub fn run_for(&mut self, seconds: u64) {
         self.run_until(self.now + seconds * S);
@@ -102,6 +119,18 @@ impl World {
     /// The store answers nobody for a while.
     pub fn store_away(&mut self, seconds: u64) {
         self.store_is_away(self.now + seconds * S);
+    }
+
+    /// What a node that lives knows of the cluster.
+    #[must_use]
+    pub fn view(&self, node: usize) -> Option<&ClusterView> {
+        self.nodes[node].process.as_ref().map(|process| process.engine.view())
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &StoreModel {
+        &self.store.model
     }
 
     /// How many slots each node runs.

@@ -4,6 +4,7 @@
 //! it. The world tells facts, and judges nothing itself but that work is bounded.
 
 mod handles;
+mod meter;
 mod network;
 mod node;
 mod rest;
@@ -25,6 +26,8 @@ use crate::oracles::{Broken, Oracles, Overlap};
 use crate::scenario::{Scenario, Variant};
 use crate::store::{Behaviour, SimStore};
 use crate::trace::{Fact, Loss, SlotNo, Trace};
+use meter::Meter;
+pub use meter::Traffic;
 use node::Node;
 
 pub(crate) const MS: u64 = 1_000_000;
@@ -85,7 +88,11 @@ pub struct World {
 
     trace: Trace,
     oracles: Oracles,
+    /// Facts are told and judged; without that, a large world is a good deal cheaper and goes the same way.
+    judged: bool,
     broken: Option<Broken>,
+    traffic: Traffic,
+    meter: Meter,
 }
 
 impl World {
@@ -157,7 +164,10 @@ impl World {
             happened: Faults::NONE,
             trace: Trace::new(keep),
             oracles,
+            judged: true,
             broken: None,
+            traffic: Traffic::default(),
+            meter: Meter::default(),
             scenario,
         };
         world.at(world.now + 100 * MS, What::Fault);
@@ -214,7 +224,7 @@ impl World {
 
     /// Takes a fact down, and shows it to the oracles.
     fn fact(&mut self, fact: Fact) {
-        if self.broken.is_some() {
+        if self.broken.is_some() || !self.judged {
             return;
         }
         self.trace.push(self.now, &fact);

@@ -84,21 +84,26 @@ impl World {
         }
         self.store.replicate(self.now);
         let touched = match call {
-            Call::Change(request) => self.touched(&request.changes),
-            Call::Open(_) | Call::Heartbeat(_) | Call::Snapshot(_) | Call::Close(_) => Touched::new(),
+            Call::Change(request) if self.judged => self.touched(&request.changes),
+            Call::Change(_) | Call::Open(_) | Call::Heartbeat(_) | Call::Snapshot(_) | Call::Close(_) => Touched::new(),
         };
         let empty = self.store.model.generation().is_none();
         let before = (self.store.model.generation(), self.store.model.revision());
         let result = self.store.call(self.now, call);
+        if let Ok(reply) = &result {
+            self.traffic.count(reply);
+        }
         if empty {
             // Lost in full, and who comes first remembers nothing, or has missed the generations with the highest
             // tokens: here they may fall, and the store says so.
             self.fact(Fact::Remembers { token: self.store.model.token() });
         }
-        if before != (self.store.model.generation(), self.store.model.revision()) {
-            self.tell_sessions(node, call);
+        if self.judged {
+            if before != (self.store.model.generation(), self.store.model.revision()) {
+                self.tell_sessions(node, call);
+            }
+            self.tell_effect(node, call, result.as_ref().ok(), touched);
         }
-        self.tell_effect(node, call, result.as_ref().ok(), touched);
         self.spread_hints();
         if answer && self.nodes[node].deaf_until <= self.now {
             let faulty = self.suffers(Fault::Messages);

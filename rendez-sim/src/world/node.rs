@@ -201,9 +201,11 @@ impl World {
             | Input::Command(_) => None,
         };
         fact.into_iter().for_each(|fact| self.fact(fact));
+        let begun = self.meter.begin();
         if let Some(process) = self.process(index, life) {
             process.engine.handle(now, input);
         }
+        self.meter.end(begun);
         self.drive(index);
     }
 
@@ -211,9 +213,13 @@ impl World {
     pub(super) fn drive(&mut self, index: usize) {
         let now = self.local(index);
         for _ in 0..ACTIONS_MAX {
+            let begun = self.meter.begin();
             let Some(process) = self.nodes[index].process.as_mut() else { return };
-            let Some(action) = process.engine.poll_action(now) else {
-                let due = process.engine.poll_timeout();
+            let action = process.engine.poll_action(now);
+            let due = if action.is_none() { process.engine.poll_timeout() } else { Timestamp::NEVER };
+            self.meter.end(begun);
+            let Some(action) = action else {
+                let Some(process) = self.nodes[index].process.as_ref() else { return };
                 let (life, before) = (process.life, process.wake_at);
                 let at = self.global(index, due).max(self.now + 1);
                 if due != Timestamp::NEVER && (at < before || before <= self.now) {
@@ -431,8 +437,12 @@ impl World {
         let local = self.local(node);
         let Some(process) = self.process(node, life) else { return };
         process.wake_at = u64::MAX;
-        process.engine.handle_timeout(local);
         let inbox = std::mem::take(&mut process.inbox);
+        let begun = self.meter.begin();
+        if let Some(process) = self.process(node, life) {
+            process.engine.handle_timeout(local);
+        }
+        self.meter.end(begun);
         // A frozen runner ends at the moment it is aborted: before its process does anything else.
         self.drive_aborts(node);
         if thaws && self.process(node, life).is_some() {
