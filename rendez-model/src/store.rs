@@ -1,0 +1,282 @@
+//! The store's side. What happens to a slot is decided by the rules that ship, `rendez_core::Actor::decide`; sessions
+//! are a few lines here, and a test compares both with `rendez_core::StoreModel` request by request.
+
+use std::time::Duration;
+
+use rendez_core::{
+    Actor, ChangeKind, Decision, FencingToken, Holder, NodeId, Offer as CoreOffer, OperationId, Revision, SessionId,
+    Slot, SlotChange, SlotRecord, StoreTime, Surroundings, WorkloadName,
+};
+
+use crate::state::{
+    Change, Kept, Kind, NODES_MAX, Offer, Operation, Record, Reply, Request, SLOTS_MAX, Session, Shown, State, Store,
+};
+use crate::{Bounds, Fault, judge};
+
+/// The moment at which everything happens: times are counted back from their end.
+pub(crate) const NOW: StoreTime = StoreTime::from_micros(1_000_000);
+
+/// How long a tick is, where the rules want a time.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
+
+/// The names that the rules want, made once.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    pub(crate) nodes: [NodeId; NODES_MAX],
+    pub(crate) slots: [Slot; SLOTS_MAX],
+}
+
+impl Names {
+    pub(crate) fn new() -> Self {
+        let workload = || "w".parse::<WorkloadName>().expect("a plain name is a name");
+        Self {
+            nodes: ["a", "b", "c"].map(|name| name.parse().expect("a plain name is a name")),
+            slots: [Slot::new(workload(), 0), Slot::new(workload(), 1)],
+        }
+    }
+}
+
+impl Store {
+    /// Whether a session lives.
+    #[must_use]
+    pub fn is_alive(&self, session: Session) -> bool {
+        self.sessions[usize::from(session.node)].is_some_and(|kept| kept.id == session)
+    }
+
+    fn shown(&self, slot: usize) -> Shown {
+        let record = self.slots[slot];
+        Shown { record, free: record.holder.is_none_or(|holder| !self.is_alive(holder)) }
+    }
+
+    fn all_shown(&self) -> [Shown; SLOTS_MAX] {
+        std::array::from_fn(|slot| self.shown(slot))
+    }
+
+    fn extend(&mut self, session: Session, ttl: u8) {
+        if let Some(kept) = &mut self.sessions[usize::from(session.node)] {
+            kept.left = ttl;
+        }
+    }
+}
+
+impl State {
+    /// The store carries out a request. Returns the answer; nothing at all if a bound forbids to go on.
+    pub(crate) fn serve(&mut self, bounds: &Bounds, names: &Names, request: Request) -> Option<Reply> {
+        match request {
+            Request::Open { node, incarnation, operation, replaces, age } => {
+                self.open(bounds, node, incarnation, operation, replaces, age)
+            }
+            Request::Beat { session, age } => {
+                if !self.store.is_alive(session) {
+                    return Some(Reply::Lost(session));
+                }
+                self.store.extend(session, bounds.ttl);
+                Some(Reply::Beat { session, age, shown: self.store.all_shown() })
+            }
+            Request::Change(change) => {
+                if !self.store.is_alive(change.session) {
+                    return Some(Reply::Lost(change.session));
+                }
+                let slot = usize::from(change.slot);
+                let before = self.store;
+                let done = self.store.change(bounds, names, change)?;
+                self.broken = judge::judge(&before, &mut self.store, &self.runs, change);
+                Some(Reply::Changed { change, done, shown: self.store.shown(slot) })
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        bounds: &Bounds,
+        node: u8,
+        incarnation: u8,
+        operation: Operation,
+        replaces: Option<Session>,
+        age: u8,
+    ) -> Option<Reply> {
+        let at = usize::from(node);
+        if let Some(kept) = self.store.sessions[at] {
+            let session = kept.id;
+            if kept.opened_by == operation {
+                if bounds.fault != Some(Fault::OpeningRetriedDoesNotExtend) {
+                    self.store.extend(session, bounds.ttl);
+                }
+                return Some(Reply::Opened { operation, session, age, shown: self.store.all_shown() });
+            }
+            if kept.incarnation != incarnation || replaces != Some(session) {
+                return Some(Reply::InUse { operation, session, own: kept.incarnation == incarnation });
+            }
+        }
+        if self.store.drawn[at] >= bounds.sessions_max {
+            return None;
+        }
+        let session = Session { node, nth: self.store.drawn[at] };
+        self.store.drawn[at] += 1;
+        self.store.sessions[at] = Some(Kept { id: session, incarnation, opened_by: operation, left: bounds.ttl });
+        Some(Reply::Opened { operation, session, age, shown: self.store.all_shown() })
+    }
+}
+
+// --- changes of slots, by the rules that ship ---
+
+impl Store {
+    /// Makes one change of one slot. Says whether it is done; nothing if a bound forbids it.
+    fn change(&mut self, bounds: &Bounds, names: &Names, mut change: Change) -> Option<bool> {
+        let at = usize::from(change.slot);
+        let mut before = self.slots[at];
+        match (bounds.fault, change.kind) {
+            (Some(Fault::TokenNotCompared), _) => change.token = before.token,
+            (Some(Fault::RetryGrantsAgain), Kind::Acquire(operation)) if before.granted_by == Some(operation) => {
+                before.granted_by = None;
+                change.token = before.token;
+            }
+            (Some(_) | None, _) => {}
+        }
+        let node = &names.nodes[usize::from(change.session.node)];
+        let session = session_id(change.session);
+        let actor = Actor { now: NOW, session, node, quiet: false, generation_known: true };
+        let record = record_of(&before, names);
+        let asked = change_of(&change, bounds, names);
+        let mut surrounded = Surrounded { store: self, names, bounds, slot: at, acting: change.session, beyond: false };
+        let decided = actor.decide(record.as_ref(), &asked, &mut surrounded);
+        if surrounded.beyond {
+            return None;
+        }
+        match decided {
+            Err(_) => Some(false),
+            Ok(Decision::Unchanged | Decision::Checkpoint(_)) => Some(true),
+            Ok(Decision::Write(record, _)) => {
+                self.slots[at] = read(&record, self.slots[at]);
+                Some(true)
+            }
+        }
+    }
+}
+
+struct Surrounded<'a> {
+    store: &'a Store,
+    names: &'a Names,
+    bounds: &'a Bounds,
+    slot: usize,
+    acting: Session,
+    /// A grant was asked for that the bounds do not permit.
+    beyond: bool,
+}
+
+impl Surroundings for Surrounded<'_> {
+    fn node_of(&self, session: SessionId) -> Option<NodeId> {
+        let session = session_of(session);
+        let holds = self.store.slots[self.slot].holder == Some(session);
+        let lives = match self.bounds.fault {
+            Some(Fault::TransferToTheDead) if !holds => true,
+            Some(Fault::HolderNotLookedAt) if holds && session != self.acting => false,
+            Some(_) | None => self.store.is_alive(session),
+        };
+        lives.then(|| self.names.nodes[usize::from(session.node)].clone())
+    }
+
+    fn next_token(&mut self) -> FencingToken {
+        let before = self.store.slots[self.slot].token;
+        self.beyond = before >= self.bounds.grants_max;
+        let same = self.bounds.fault == Some(Fault::TokenNotRaised) && before > 0;
+        FencingToken::new(u64::from(if same { before } else { before + 1 }))
+    }
+}
+
+// --- the model's small numbers and the names that the rules want ---
+
+pub(crate) fn session_id(session: Session) -> SessionId {
+    SessionId::from_bits(u128::from(session.node) << 8 | u128::from(session.nth))
+}
+
+fn session_of(id: SessionId) -> Session {
+    let [.., node, nth] = id.bits().to_be_bytes();
+    Session { node, nth }
+}
+
+/// Never 0, which no request may be named.
+pub(crate) fn operation_id(operation: Operation) -> OperationId {
+    let Operation { node, about, nth } = operation;
+    OperationId::from_bits(1 << 24 | u128::from(node) << 16 | u128::from(about) << 8 | u128::from(nth))
+}
+
+fn operation_of(id: OperationId) -> Operation {
+    let [.., node, about, nth] = id.bits().to_be_bytes();
+    Operation { node, about, nth }
+}
+
+/// The kind of a change as the rules know it.
+pub(crate) fn kind_of(kind: Kind, bounds: &Bounds, session: impl Fn(Session) -> SessionId) -> ChangeKind {
+    match kind {
+        Kind::Acquire(operation) => ChangeKind::Acquire { operation: operation_id(operation) },
+        Kind::Release => ChangeKind::Release { checkpoint: None, refuse_for: None },
+        Kind::Offer(operation, to) => ChangeKind::Offer {
+            operation: operation_id(operation),
+            to: session(to),
+            expires_in: TICK * u32::from(bounds.offer_ttl),
+            giver_total: 1,
+            giver_of_workload: 1,
+            forced: false,
+        },
+        Kind::Withdraw(offer) => ChangeKind::Withdraw { offer: operation_id(offer) },
+        Kind::Accept(offer) => ChangeKind::Accept { offer: operation_id(offer) },
+        Kind::Refuse(offer) => ChangeKind::Refuse { offer: operation_id(offer), refuse_for: TICK },
+        Kind::Transfer(operation, offer) => {
+            ChangeKind::Transfer { operation: operation_id(operation), offer: operation_id(offer), checkpoint: None }
+        }
+    }
+}
+
+fn change_of(change: &Change, bounds: &Bounds, names: &Names) -> SlotChange {
+    SlotChange {
+        slot: names.slots[usize::from(change.slot)].clone(),
+        token: FencingToken::new(u64::from(change.token)),
+        kind: kind_of(change.kind, bounds, session_id),
+    }
+}
+
+fn record_of(record: &Record, names: &Names) -> Option<SlotRecord> {
+    let holder = |session: Session| {
+        let node = names.nodes[usize::from(session.node)].clone();
+        Holder { session: session_id(session), node }
+    };
+    let offer = |offer: Offer| CoreOffer {
+        id: operation_id(offer.id),
+        to: session_id(offer.to),
+        expires_at: NOW + TICK * u32::from(offer.left),
+        giver_total: 1,
+        giver_of_workload: 1,
+        forced: false,
+        ready: offer.ready,
+    };
+    (record.token > 0).then(|| SlotRecord {
+        token: FencingToken::new(u64::from(record.token)),
+        granted_by: record.granted_by.map_or(OperationId::from_bits(0), operation_id),
+        holder: record.holder.map(holder),
+        taken_at: NOW,
+        freed_at: None,
+        moved_at: None,
+        offer: record.offer.map(offer),
+        refusals: Vec::new(),
+        force: None,
+        checkpoint: None,
+        revision: Revision(0),
+    })
+}
+
+fn read(record: &SlotRecord, before: Record) -> Record {
+    let offer = |offer: &CoreOffer| Offer {
+        id: operation_of(offer.id),
+        to: session_of(offer.to),
+        left: u8::try_from(offer.expires_at.since(NOW).as_secs()).unwrap_or(u8::MAX),
+        ready: offer.ready,
+    };
+    Record {
+        token: u8::try_from(record.token.get()).unwrap_or(u8::MAX),
+        granted_by: Some(operation_of(record.granted_by)),
+        holder: record.holder.as_ref().map(|holder| session_of(holder.session)),
+        offer: record.offer.as_ref().map(offer),
+        how: before.how,
+    }
+}
