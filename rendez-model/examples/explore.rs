@@ -1,7 +1,7 @@
 //! Explores the protocol in a world of one's own choice, and prints what was found.
 //!
 //! `explore NODES SLOTS [key=value ...] [depth=N] [minutes=N]`: the keys are those of `Bounds` (`sessions`, `grants`,
-//! `requests`, `replies`, `crashes`, `ttl`, `offer_ttl`, and `duplicates`, `handoffs`, `giving_up`, `late` with 0 or 1).
+//! `requests`, `replies`, `crashes`, `ttl`, `offer_ttl`, and `opened`, `duplicates`, `handoffs`, `giving_up`, `late`, `note_how`, `alike`, `eager` with 0 or 1).
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,10 @@ fn main() {
             "crashes" => bounds.crashes_max = value,
             "ttl" => bounds.ttl = value,
             "offer_ttl" => bounds.offer_ttl = value,
+            "opened" => bounds.opened = value > 0,
+            "note_how" => bounds.note_how = value > 0,
+            "alike" => bounds.alike = value > 0,
+            "eager" => bounds.eager = value > 0,
             "duplicates" => bounds.duplicates = value > 0,
             "handoffs" => bounds.handoffs = value > 0,
             "giving_up" => bounds.giving_up = value > 0,

@@ -43,6 +43,7 @@ mod node;
 mod protocol;
 pub mod state;
 mod store;
+mod symmetry;
 
 pub use protocol::{Act, EXAMPLES, PROMISES, Protocol};
 
@@ -67,6 +68,10 @@ pub struct Bounds {
     pub replies_max: usize,
     /// The most crashes of all nodes together.
     pub crashes_max: u8,
+    /// All nodes have a session at the beginning.
+    pub opened: bool,
+    /// Nodes also try for slots that they saw held, which the engine never does: the store alone must refuse them.
+    pub eager: bool,
     /// Requests may arrive more than once.
     pub duplicates: bool,
     /// Slots may be offered.
@@ -75,6 +80,10 @@ pub struct Bounds {
     pub giving_up: bool,
     /// The store may notice the end of a session late.
     pub late_expiry: bool,
+    /// Note how grants came about, for the [`EXAMPLES`]; many more states.
+    pub note_how: bool,
+    /// Of states that differ only in the names of nodes and slots, one stands for all. Traces change names on the way.
+    pub alike: bool,
     /// A mistake that was planted.
     pub fault: Option<Fault>,
 }
@@ -87,16 +96,20 @@ impl Bounds {
             nodes,
             slots,
             ttl: 2,
-            offer_ttl: 2,
+            offer_ttl: 1,
             sessions_max: 1,
             grants_max: 2,
             requests_max: 1,
             replies_max: 1,
             crashes_max: 0,
+            opened: false,
+            eager: false,
             duplicates: true,
             handoffs: true,
             giving_up: true,
             late_expiry: true,
+            note_how: false,
+            alike: true,
             fault: None,
         }
     }

@@ -183,17 +183,16 @@ impl Acting<'_> {
 
     // --- slots.rs ---
 
+    /// What was seen of a slot that one holds says nothing about the time after that.
     fn learn(&mut self, slot: usize, shown: &Shown) {
-        let seen = &mut self.local_mut(slot).seen;
-        if shown.record.token >= seen.0 {
-            *seen = (shown.record.token, shown.free);
-        }
+        let seems_free = shown.free || self.bounds.eager;
+        self.local_mut(slot).seen = seems_free.then_some(shown.record.token);
     }
 
     fn granted(&mut self, slot: usize, token: u8) {
         let Some((session, _)) = self.node().session() else { return };
         let local = self.local_mut(slot);
-        local.promise = None;
+        (local.promise, local.seen) = (None, None);
         local.tenure = Some(Tenure { token, session, gone: false, until: None, run: Run::Waiting, offer: None });
     }
 

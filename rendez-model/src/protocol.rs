@@ -107,7 +107,18 @@ impl Model for Protocol {
     fn init_states(&self) -> Vec<State> {
         let mut state = State::default();
         for local in state.nodes.iter_mut().flat_map(|node| &mut node.slots) {
-            local.seen = (0, true);
+            local.seen = Some(0);
+        }
+        if self.bounds.opened {
+            for at in 0..self.bounds.nodes {
+                for act in [Act::Open(at), Act::Serve { request: first_opening(at), keep: false }] {
+                    self.step(&mut state, act);
+                }
+                if let Some(reply) = state.replies.pop() {
+                    self.answer(&mut state, reply);
+                }
+            }
+            state.tidy();
         }
         vec![state]
     }
@@ -149,13 +160,18 @@ impl Model for Protocol {
 
     fn next_state(&self, before: &State, act: Act) -> Option<State> {
         let mut state = before.clone();
-        self.step(&mut state, act).then_some(state)
+        if !self.step(&mut state, act) {
+            return None;
+        }
+        state.tidy();
+        let state = state.closed_up();
+        Some(if self.bounds.alike { state.representative(self.bounds.nodes, self.bounds.slots) } else { state })
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         let [s1, s2, s4, s5, s6, s8, s9] = PROMISES;
         let [handoff, expiry, anew, returned, lost] = EXAMPLES;
-        vec![
+        let mut properties = vec![
             Property::always(s1, |_, state: &State| state.broken != Some(Broken::GrantedToTheDead)),
             Property::always(s2, |_, state: &State| (0..SLOTS_MAX).all(|slot| state.running(slot) <= 1)),
             Property::always(s4, |_, state: &State| state.broken != Some(Broken::TokenNotRaised)),
@@ -163,6 +179,9 @@ impl Model for Protocol {
             Property::always(s6, |_, state: &State| state.broken != Some(Broken::GivenBackWhileRunning)),
             Property::always(s8, |_, state: &State| state.broken != Some(Broken::StaleTookEffect)),
             Property::always(s9, |_, state: &State| state.broken != Some(Broken::GrantedTwice)),
+        ];
+        // Only where it is noted how grants came about.
+        let examples = [
             Property::sometimes(handoff, |_, state: &State| runs_after(state, How::Handoff, 2)),
             Property::sometimes(expiry, |_, state: &State| runs_after(state, How::Expiry, 2)),
             Property::sometimes(anew, |_, state: &State| runs_after(state, How::Anew, 2)),
@@ -171,8 +190,16 @@ impl Model for Protocol {
                 let tenures = state.nodes.iter().flat_map(|node| &node.slots).filter_map(|local| local.tenure);
                 tenures.into_iter().any(|tenure| tenure.gone && tenure.run == Run::Stopping(Why::Lost))
             }),
-        ]
+        ];
+        properties.extend(examples.into_iter().filter(|_| self.bounds.note_how));
+        properties
     }
+}
+
+/// The first opening of a node.
+fn first_opening(at: usize) -> Request {
+    let operation = Operation { node: at as u8, about: Operation::OPENING, nth: 0 };
+    Request::Open { node: at as u8, incarnation: 0, operation, replaces: None, age: 0 }
 }
 
 /// Whether a slot runs under a grant of this kind, with a token of at least this.
@@ -226,7 +253,7 @@ impl Protocol {
             acts.extend([Act::WarmedUp(at, slot, true), Act::WarmedUp(at, slot, false)]);
         }
         let free = local.tenure.is_none() && local.promise.is_none() && local.lease.is_none();
-        if free && local.seen.1 && local.seen.0 < self.bounds.grants_max {
+        if free && local.seen.is_some_and(|token| token < self.bounds.grants_max) {
             acts.push(Act::Acquire(at, slot));
         }
         let held = local.tenure.filter(|tenure| {
@@ -303,7 +330,7 @@ impl Protocol {
             Act::Crash(at) => {
                 let incarnation = state.nodes[at].incarnation + 1;
                 state.nodes[at] = crate::state::Node { incarnation, ..Default::default() };
-                state.nodes[at].slots.iter_mut().for_each(|local| local.seen = (0, true));
+                state.nodes[at].slots.iter_mut().for_each(|local| local.seen = Some(0));
                 state.runs[at] = [0; SLOTS_MAX];
                 true
             }
@@ -327,8 +354,9 @@ impl Protocol {
                 acting.local(slot).answer.is_some_and(|(token, kind)| acting.send(slot, token, kind))
             }
             Act::Acquire(..) => {
-                let (token, kind) = (acting.local(slot).seen.0, Kind::Acquire(acting.fresh(slot)));
-                acting.push(slot, token, kind);
+                let Some(token) = acting.local(slot).seen else { return false };
+                let operation = acting.fresh(slot);
+                acting.push(slot, token, Kind::Acquire(operation));
                 true
             }
             Act::Start(..) => {

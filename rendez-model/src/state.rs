@@ -103,7 +103,7 @@ pub enum How {
 }
 
 /// A session in the store.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Kept {
     /// Its name.
     pub id: Session,
@@ -116,7 +116,7 @@ pub struct Kept {
 }
 
 /// All that the store keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Store {
     /// The session of each node, if one lives.
     pub sessions: [Option<Kept>; NODES_MAX],
@@ -244,7 +244,7 @@ pub enum Reply {
 // --- a node ---
 
 /// One node; as `rendez_core::Engine`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Node {
     /// Its process lifetime: how often it has crashed.
     pub incarnation: u8,
@@ -257,7 +257,7 @@ pub struct Node {
 }
 
 /// Where a node's session stands.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub enum Phase {
     /// There is none.
     #[default]
@@ -274,10 +274,10 @@ pub enum Phase {
 }
 
 /// One slot as a node knows it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Local {
-    /// The token that it saw last, and whether the slot seemed free.
-    pub seen: (u8, bool),
+    /// The slot's token, if it seemed free when it was seen last.
+    pub seen: Option<u8>,
     /// The largest token that it has ended or offered to give back.
     pub floor: u8,
     /// The lease.
@@ -291,7 +291,7 @@ pub struct Local {
 }
 
 /// A lease and its runner.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Tenure {
     /// Its token.
     pub token: u8,
@@ -308,7 +308,7 @@ pub struct Tenure {
 }
 
 /// Where a runner is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Run {
     /// There is none; it may be started.
     Waiting,
@@ -332,7 +332,7 @@ impl Run {
 }
 
 /// Why a runner is told to stop.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Why {
     /// The session was not extended in time.
     Deadline,
@@ -343,7 +343,7 @@ pub enum Why {
 }
 
 /// What to do with a lease whose runner is gone.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Then {
     /// Let it go.
     Release,
@@ -354,7 +354,7 @@ pub enum Then {
 }
 
 /// An offer that a node has made.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Made {
     /// Its name.
     pub id: Operation,
@@ -365,7 +365,7 @@ pub struct Made {
 }
 
 /// An offer of another node.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Promise {
     /// Its name.
     pub offer: Operation,
@@ -378,7 +378,7 @@ pub struct Promise {
 // --- everything ---
 
 /// A promise that a step of the store has broken.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Broken {
     /// S1: a grant to a session that does not live.
     GrantedToTheDead,
@@ -395,7 +395,7 @@ pub enum Broken {
 }
 
 /// One state of the model.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct State {
     /// The store.
     pub store: Store,
@@ -416,6 +416,60 @@ impl State {
     #[must_use]
     pub fn running(&self, slot: usize) -> u32 {
         self.runs.iter().map(|of| of[slot].count_ones()).sum()
+    }
+
+    /// Takes out what can have no effect any more, so that situations that differ in nothing else are equal: messages of
+    /// sessions that are dead to everybody, replies that nobody waits for, the name of a grant's request once no try of it
+    /// is left.
+    pub(crate) fn tidy(&mut self) {
+        let Self { store, nodes, requests, replies, .. } = self;
+        let current =
+            |session: Session| nodes[usize::from(session.node)].session().is_some_and(|(open, _)| open == session);
+        requests.retain(|request| match request {
+            Request::Open { .. } => true,
+            Request::Beat { session, .. } | Request::Change(Change { session, .. }) => {
+                current(*session) || store.is_alive(*session)
+            }
+        });
+        replies.retain(|reply| match reply {
+            Reply::Opened { operation, .. } | Reply::InUse { operation, .. } => {
+                nodes[usize::from(operation.node)].phase == Phase::Opening(*operation)
+            }
+            Reply::Beat { session, .. } | Reply::Lost(session) => current(*session),
+            Reply::Changed { change, .. } => {
+                let local = &nodes[usize::from(change.session.node)].slots[usize::from(change.slot)];
+                let entry = Some((change.token, change.kind));
+                current(change.session) && (local.lease == entry || local.answer == entry)
+            }
+        });
+        for (slot, record) in store.slots.iter_mut().enumerate() {
+            let by = |kind: Kind| match kind {
+                Kind::Acquire(id) | Kind::Transfer(id, _) => record.granted_by == Some(id),
+                Kind::Release | Kind::Offer(..) | Kind::Withdraw(_) | Kind::Accept(_) | Kind::Refuse(_) => false,
+            };
+            let tried = requests.iter().any(|request| matches!(request, Request::Change(change) if by(change.kind)))
+                || nodes.iter().any(|node| node.slots[slot].lease.is_some_and(|(_, kind)| by(kind)));
+            if !tried {
+                record.granted_by = None;
+            }
+        }
+        // A floor is asked for where a lease is shown that was given back, or is being given back.
+        for node in nodes.iter_mut() {
+            let open = node.session().map(|(session, _)| session);
+            for (slot, local) in node.slots.iter_mut().enumerate() {
+                let asked = |record: &Record| {
+                    open.is_some() && record.holder == open && (1..=local.floor).contains(&record.token)
+                };
+                let shown = |reply: &Reply| match reply {
+                    Reply::Opened { shown, .. } | Reply::Beat { shown, .. } => asked(&shown[slot].record),
+                    Reply::Changed { change, shown, .. } => usize::from(change.slot) == slot && asked(&shown.record),
+                    Reply::InUse { .. } | Reply::Lost(_) => false,
+                };
+                if !asked(&store.slots[slot]) && !replies.iter().any(shown) {
+                    local.floor = 0;
+                }
+            }
+        }
     }
 
     /// A name for a request that nothing mentions: no message, no record and no node.

@@ -9,7 +9,8 @@ use rendez_core::{
 };
 
 use crate::state::{
-    Change, Kept, Kind, NODES_MAX, Offer, Operation, Record, Reply, Request, SLOTS_MAX, Session, Shown, State, Store,
+    Change, How, Kept, Kind, NODES_MAX, Offer, Operation, Record, Reply, Request, SLOTS_MAX, Session, Shown, State,
+    Store,
 };
 use crate::{Bounds, Fault, judge};
 
@@ -43,13 +44,18 @@ impl Store {
         self.sessions[usize::from(session.node)].is_some_and(|kept| kept.id == session)
     }
 
-    fn shown(&self, slot: usize) -> Shown {
-        let record = self.slots[slot];
-        Shown { record, free: record.holder.is_none_or(|holder| !self.is_alive(holder)) }
+    /// A slot's record as a node reads it: only what the engine looks at, so that replies that say the same are equal.
+    fn shown(&self, slot: usize, reader: Session) -> Shown {
+        let Record { token, holder, offer, .. } = self.slots[slot];
+        let mine = holder == Some(reader);
+        let offer =
+            offer.filter(|offer| mine || offer.to == reader).map(|offer| Offer { left: offer.left.min(1), ..offer });
+        let free = holder.is_none_or(|holder| !self.is_alive(holder));
+        Shown { record: Record { token, holder: holder.filter(|_| mine), offer, ..Record::default() }, free }
     }
 
-    fn all_shown(&self) -> [Shown; SLOTS_MAX] {
-        std::array::from_fn(|slot| self.shown(slot))
+    fn all_shown(&self, reader: Session) -> [Shown; SLOTS_MAX] {
+        std::array::from_fn(|slot| self.shown(slot, reader))
     }
 
     fn extend(&mut self, session: Session, ttl: u8) {
@@ -71,7 +77,7 @@ impl State {
                     return Some(Reply::Lost(session));
                 }
                 self.store.extend(session, bounds.ttl);
-                Some(Reply::Beat { session, age, shown: self.store.all_shown() })
+                Some(Reply::Beat { session, age, shown: self.store.all_shown(session) })
             }
             Request::Change(change) => {
                 if !self.store.is_alive(change.session) {
@@ -81,7 +87,10 @@ impl State {
                 let before = self.store;
                 let done = self.store.change(bounds, names, change)?;
                 self.broken = judge::judge(&before, &mut self.store, &self.runs, change);
-                Some(Reply::Changed { change, done, shown: self.store.shown(slot) })
+                if !bounds.note_how {
+                    self.store.slots[slot].how = How::default();
+                }
+                Some(Reply::Changed { change, done, shown: self.store.shown(slot, change.session) })
             }
         }
     }
@@ -102,7 +111,7 @@ impl State {
                 if bounds.fault != Some(Fault::OpeningRetriedDoesNotExtend) {
                     self.store.extend(session, bounds.ttl);
                 }
-                return Some(Reply::Opened { operation, session, age, shown: self.store.all_shown() });
+                return Some(Reply::Opened { operation, session, age, shown: self.store.all_shown(session) });
             }
             if kept.incarnation != incarnation || replaces != Some(session) {
                 return Some(Reply::InUse { operation, session, own: kept.incarnation == incarnation });
@@ -114,7 +123,7 @@ impl State {
         let session = Session { node, nth: self.store.drawn[at] };
         self.store.drawn[at] += 1;
         self.store.sessions[at] = Some(Kept { id: session, incarnation, opened_by: operation, left: bounds.ttl });
-        Some(Reply::Opened { operation, session, age, shown: self.store.all_shown() })
+        Some(Reply::Opened { operation, session, age, shown: self.store.all_shown(session) })
     }
 }
 
@@ -201,6 +210,9 @@ pub(crate) fn operation_id(operation: Operation) -> OperationId {
     OperationId::from_bits(1 << 24 | u128::from(node) << 16 | u128::from(about) << 8 | u128::from(nth))
 }
 
+/// What stands where no request is known that made a grant.
+const NO_OPERATION: OperationId = OperationId::from_bits(0);
+
 fn operation_of(id: OperationId) -> Operation {
     let [.., node, about, nth] = id.bits().to_be_bytes();
     Operation { node, about, nth }
@@ -252,7 +264,7 @@ fn record_of(record: &Record, names: &Names) -> Option<SlotRecord> {
     };
     (record.token > 0).then(|| SlotRecord {
         token: FencingToken::new(u64::from(record.token)),
-        granted_by: record.granted_by.map_or(OperationId::from_bits(0), operation_id),
+        granted_by: record.granted_by.map_or(NO_OPERATION, operation_id),
         holder: record.holder.map(holder),
         taken_at: NOW,
         freed_at: None,
@@ -274,7 +286,7 @@ fn read(record: &SlotRecord, before: Record) -> Record {
     };
     Record {
         token: u8::try_from(record.token.get()).unwrap_or(u8::MAX),
-        granted_by: Some(operation_of(record.granted_by)),
+        granted_by: (record.granted_by != NO_OPERATION).then(|| operation_of(record.granted_by)),
         holder: record.holder.as_ref().map(|holder| session_of(holder.session)),
         offer: record.offer.as_ref().map(offer),
         how: before.how,
