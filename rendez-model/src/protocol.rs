@@ -21,12 +21,11 @@ pub const PROMISES: [&str; 7] = [
 ];
 
 /// What must be found to happen: a model in which nothing happens keeps every promise.
-pub const EXAMPLES: [&str; 5] = [
+pub const EXAMPLES: [&str; 4] = [
     "a slot runs after a handoff",
     "a slot runs after its holder's session ended",
     "a slot runs again where it was stopped for its deadline",
     "a slot runs after it was given back",
-    "a runner stops after its session was lost",
 ];
 
 /// The protocol in a bounded world.
@@ -170,7 +169,7 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let [s1, s2, s4, s5, s6, s8, s9] = PROMISES;
-        let [handoff, expiry, anew, returned, lost] = EXAMPLES;
+        let [handoff, expiry, anew, returned] = EXAMPLES;
         let mut properties = vec![
             Property::always(s1, |_, state: &State| state.broken != Some(Broken::GrantedToTheDead)),
             Property::always(s2, |_, state: &State| (0..SLOTS_MAX).all(|slot| state.running(slot) <= 1)),
@@ -186,10 +185,6 @@ impl Model for Protocol {
             Property::sometimes(expiry, |_, state: &State| runs_after(state, How::Expiry, 2)),
             Property::sometimes(anew, |_, state: &State| runs_after(state, How::Anew, 2)),
             Property::sometimes(returned, |_, state: &State| runs_after(state, How::Free, 2)),
-            Property::sometimes(lost, |_, state: &State| {
-                let tenures = state.nodes.iter().flat_map(|node| &node.slots).filter_map(|local| local.tenure);
-                tenures.into_iter().any(|tenure| tenure.gone && tenure.run == Run::Stopping(Why::Lost))
-            }),
         ];
         properties.extend(examples.into_iter().filter(|_| self.bounds.note_how));
         properties

@@ -292,3 +292,190 @@ fn read(record: &SlotRecord, before: Record) -> Record {
         how: before.how,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The store of the model and the model of the store answer alike.
+
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use rendez_core::{
+        Capabilities, ChangeOutcome, ChangeRequest, ClusterSettings, ErrorKind, HeartbeatRequest, Incarnation, Known,
+        NodeInfo, OpenRequest, Opening, StoreModel,
+    };
+    use stateright::Model;
+
+    use super::*;
+    use crate::{Act, Protocol};
+
+    /// A `StoreModel` that is told the same requests, and the names that it gave.
+    struct Told {
+        store: StoreModel,
+        now: StoreTime,
+        ttl: Duration,
+        names: Names,
+        sessions: BTreeMap<Session, SessionId>,
+        tokens: [BTreeMap<u8, FencingToken>; SLOTS_MAX],
+    }
+
+    impl Told {
+        fn new(bounds: &Bounds) -> Self {
+            Self {
+                store: StoreModel::new(1, Capabilities::strict("model")),
+                now: NOW,
+                ttl: TICK * u32::from(bounds.ttl),
+                names: Names::new(),
+                sessions: BTreeMap::new(),
+                tokens: [(); SLOTS_MAX].map(|()| BTreeMap::from([(0, FencingToken::NONE)])),
+            }
+        }
+
+        /// Tells a request; the answer must be the same.
+        fn serve(&mut self, bounds: &Bounds, request: Request, expected: Reply) {
+            match request {
+                Request::Open { node, incarnation, operation, replaces, .. } => {
+                    let name = self.names.nodes[usize::from(node)].clone();
+                    let opening = self.store.open(
+                        self.now,
+                        &OpenRequest {
+                            known: Known::default(),
+                            operation: operation_id(operation),
+                            incarnation: Incarnation::from_bits(u128::from(incarnation)),
+                            replaces: replaces.map(|session| self.sessions[&session]),
+                            ttl: self.ttl,
+                            info: Arc::new(NodeInfo::new(name, ClusterSettings::new(self.ttl))),
+                        },
+                    );
+                    match (opening.unwrap(), expected) {
+                        (Opening::Opened { session, .. }, Reply::Opened { session: ours, .. }) => {
+                            assert_eq!(*self.sessions.entry(ours).or_insert(session), session);
+                        }
+                        (
+                            Opening::InUse { session, incarnation: theirs, .. },
+                            Reply::InUse { session: ours, own, .. },
+                        ) => {
+                            assert_eq!(self.sessions[&ours], session);
+                            assert_eq!(theirs.bits() == u128::from(incarnation), own);
+                        }
+                        (opening, reply) => panic!("{opening:?} is not {reply:?}"),
+                    }
+                }
+                Request::Beat { session, .. } => {
+                    let beat = self.store.heartbeat(
+                        self.now,
+                        &HeartbeatRequest {
+                            known: Known::default(),
+                            session: self.sessions[&session],
+                            since: None,
+                            changes_max: 1,
+                            due_within: TICK,
+                            info: None,
+                        },
+                    );
+                    match expected {
+                        Reply::Lost(_) => assert_eq!(beat.unwrap_err().kind(), ErrorKind::Lost),
+                        _ => drop(beat.unwrap()),
+                    }
+                }
+                Request::Change(change) => {
+                    let slot = usize::from(change.slot);
+                    let changes = vec![SlotChange {
+                        slot: self.names.slots[slot].clone(),
+                        token: self.tokens[slot][&change.token],
+                        kind: kind_of(change.kind, bounds, |session| self.sessions[&session]),
+                    }];
+                    let session = self.sessions[&change.session];
+                    let changed =
+                        self.store.change(self.now, &ChangeRequest { known: Known::default(), session, changes });
+                    match expected {
+                        Reply::Lost(_) => assert_eq!(changed.unwrap_err().kind(), ErrorKind::Lost),
+                        Reply::Changed { done, .. } => {
+                            let outcome = &changed.unwrap().outcomes[0];
+                            assert_eq!(matches!(outcome, ChangeOutcome::Done(_)), done, "{change:?}: {outcome:?}");
+                        }
+                        reply => panic!("{reply:?} is no answer to a change"),
+                    }
+                }
+            }
+        }
+
+        /// Both hold the same.
+        fn compare(&mut self, ours: &Store) {
+            for (session, id) in &self.sessions {
+                assert_eq!(self.store.is_alive(self.now, *id), ours.is_alive(*session), "{session:?}");
+            }
+            for (slot, record) in ours.slots.iter().enumerate() {
+                let theirs = self.store.slot(&self.names.slots[slot]);
+                let token = theirs.map_or(FencingToken::NONE, |theirs| theirs.token);
+                let tokens = &mut self.tokens[slot];
+                assert_eq!(*tokens.entry(record.token).or_insert(token), token);
+                assert!(tokens.values().is_sorted(), "{tokens:?}");
+                let holder = theirs.and_then(|theirs| theirs.holder.as_ref()).map(|holder| holder.session);
+                assert_eq!(holder, record.holder.map(|session| self.sessions[&session]));
+                let offer = theirs.and_then(|theirs| theirs.offer.as_ref());
+                let offer = offer.map(|offer| (offer.id, offer.to, offer.expires_at > self.now, offer.ready));
+                let same =
+                    |offer: Offer| (operation_id(offer.id), self.sessions[&offer.to], offer.left > 0, offer.ready);
+                assert_eq!(offer, record.offer.map(same));
+            }
+        }
+    }
+
+    fn is_fair(act: &Act) -> bool {
+        !matches!(
+            act,
+            Act::Tick | Act::LoseRequest(_) | Act::LoseReply(_) | Act::Crash(_) | Act::GivenUp(..) | Act::Withdraw(..)
+        )
+    }
+
+    #[test]
+    fn the_store_model_answers_every_request_alike() {
+        let bounds = Bounds {
+            ttl: 3,
+            sessions_max: 100,
+            grants_max: 6,
+            requests_max: 3,
+            replies_max: 3,
+            crashes_max: 2,
+            late_expiry: false,
+            eager: true,
+            offer_ttl: 3,
+            ..Bounds::new(3, 2)
+        };
+        let model = Protocol::new(bounds);
+        let (mut seed, mut served, mut handoffs) = (7_u64, 0, 0);
+        for _ in 0..300 {
+            let mut told = Told::new(&bounds);
+            let mut state = model.init_states().remove(0);
+            for _ in 0..400 {
+                let mut acts = Vec::new();
+                model.actions(&state, &mut acts);
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // Mostly good weather, or little would come to its end.
+                if seed >> 60 != 0 && acts.iter().any(is_fair) {
+                    acts.retain(is_fair);
+                }
+                let act = acts[(seed >> 33) as usize % acts.len()];
+                let mut next = state.clone();
+                if !model.step(&mut next, act) {
+                    continue;
+                }
+                match act {
+                    Act::Tick => told.now = told.now + TICK,
+                    Act::Serve { request, .. } => {
+                        let expected = state.serve(&bounds, &told.names, request).unwrap();
+                        told.serve(&bounds, request, expected);
+                        served += 1;
+                        let transfer = matches!(request, Request::Change(Change { kind: Kind::Transfer(..), .. }));
+                        handoffs += u32::from(transfer && matches!(expected, Reply::Changed { done: true, .. }));
+                    }
+                    _ => {}
+                }
+                state = next;
+                told.compare(&state.store);
+            }
+        }
+        assert!(served > 10_000 && handoffs > 20, "{served} requests and {handoffs} handoffs prove little");
+    }
+}
