@@ -15,8 +15,8 @@
 //!
 //! # What is abstracted
 //!
-//! - *Time* goes in ticks, the same for all: the difference of clock rates (ρ) is left out, so V is the TTL. A session may
-//!   end in the store at any time after its last tick, or not for long; the node's own deadline is exact.
+//! - *Time* goes in ticks, the same for all: the difference of clock rates (ρ) is left out, so V is the TTL. A session
+//!   ends in the store with its last tick or, with `late_expiry`, at any time after it; the node's own deadline is exact.
 //! - *Runners* end by their deadline: time does not pass while one would outlive it. This is the stop budget and the pause
 //!   allowance, and without it no lease system keeps S2. A runner that was told to stop ends at any time until then.
 //! - *Plan, stabilizers, pacing and backoff* are left out: whatever they could decide may happen at any time. An orphan may
@@ -25,13 +25,17 @@
 //! - *Replies* to heartbeats and openings show all slots at once, as they were when the store answered. They may come in any
 //!   order and count for the try that they answer; the engine takes only that of its last try. More can happen here, not less.
 //! - *A change counts as sent* as long as its request or a reply to it is on its way. The engine finds out by its timeout.
+//! - *The view* is reduced to what a step asks of it: the token of a slot that seemed free when it was last shown. What was
+//!   shown of a slot while a node holds it is not kept for afterwards; another heartbeat may show it.
 //! - *Left out:* loss of data and generations, operators' wishes and force, checkpoints, refusals' duration, caps, the closing of a
 //!   session, shutdown, runners that ignore stop (overruns), pauses beyond the allowance. The simulator has all of them.
 //!
 //! # What bounds the exploration
 //!
 //! [`Bounds`] says how many sessions a node may open, how many grants a slot may have and how much may be on its way at once.
-//! Within them every state is reached: time has no end, and messages may be as late as they like.
+//! Within them every state is reached: time has no end, and messages may be as late as they like. Taken out of a state is
+//! what nothing can ask for any more (`State::tidy`: messages of dead sessions, replies that nobody waits for, names and floors that
+//! nothing refers to), and states that differ in names only count as one. States are told apart by a hash of 64 bits.
 //!
 //! # How it is known to look
 //!
