@@ -351,6 +351,9 @@ impl ClusterView {
                     offer.is_some_and(|offer| offer.to == id)
                 };
                 touched.extend(self.timed.iter().filter(offered_to).cloned());
+                // What was learned of a slot may be all that says who holds it: the log need not tell every change.
+                let learned = self.newer.iter().filter(|(_, record)| record.is_held_by(id));
+                touched.extend(learned.map(|(slot, _)| slot.clone()));
                 for slot in &touched {
                     self.place(now, slot);
                 }

@@ -60,4 +60,5 @@ pub const SCENARIOS: &[(&str, &str)] = &[
     ("readoption-unheard", include_str!("../corpus/readoption-unheard.scenario")),
     ("full-node-planned", include_str!("../corpus/full-node-planned.scenario")),
     ("generation-between", include_str!("../corpus/generation-between.scenario")),
+    ("learned-and-forgotten", include_str!("../corpus/learned-and-forgotten.scenario")),
 ];
