@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rendez_core::*;
 use rendez_etcd::EtcdStore;
+use rendez_testkit::conformance::differential::until_met;
 use rendez_testkit::servers::EtcdServer;
 use support::options;
 
@@ -524,9 +525,6 @@ fn word(debug: &impl std::fmt::Debug) -> String {
     format!("{debug:?}").split(|c: char| !c.is_alphabetic()).next().unwrap_or_default().to_owned()
 }
 
-/// So many rounds of random histories must meet everything that can happen.
-const ROUNDS_MAX: usize = 5;
-
 #[test]
 fn etcd_answers_as_the_model_does() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -576,17 +574,7 @@ fn etcd_answers_as_the_model_does() {
             })
         })
     };
-    // Random requests are worth something only if they get somewhere: once in a while a round does not.
     let words = "Acquire Release Offer Withdraw Accept Refuse Transfer SaveCheckpoint \
                  Token Held NotHolder ReceiverGone Offer NotQuiet";
-    let missed = || words.split_whitespace().filter(|word| !met.borrow().contains(*word)).collect::<Vec<_>>();
-    for _ in 0..ROUNDS_MAX {
-        if let Err(error) = round() {
-            panic!("{error}");
-        }
-        if missed().is_empty() {
-            return;
-        }
-    }
-    panic!("never met: {:?}", missed());
+    until_met(words, &met, round);
 }

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rendez_core::*;
 use rendez_file::{FileOptions, FileStore};
+use rendez_testkit::conformance::differential::until_met;
 use support::{cluster_folder, last_moment, options};
 
 const NODES: u8 = 4;
@@ -453,9 +454,6 @@ fn slot(unit: u32) -> Slot {
     if unit == 0 { "declared/0".parse().unwrap() } else { Slot::new("w".try_into().unwrap(), unit) }
 }
 
-/// So many rounds of random histories must meet everything that can happen.
-const ROUNDS_MAX: usize = 5;
-
 /// A journal that is folded every few requests, and one that never is.
 #[test]
 fn the_file_store_answers_as_the_model_does() {
@@ -515,17 +513,7 @@ fn the_file_store_answers_as_the_model_does() {
             })
         })
     };
-    // Random requests are worth something only if they get somewhere: once in a while a round does not.
     let words = "Acquire Release Offer Withdraw Accept Refuse Transfer SaveCheckpoint Readopt \
                  Quiet Token Held NotHolder ReceiverGone Offer NotQuiet";
-    let missed = || words.split_whitespace().filter(|word| !met.borrow().contains(*word)).collect::<Vec<_>>();
-    for _ in 0..ROUNDS_MAX {
-        if let Err(error) = round() {
-            panic!("{error}");
-        }
-        if missed().is_empty() {
-            return;
-        }
-    }
-    panic!("never met: {:?}", missed());
+    until_met(words, &met, round);
 }

@@ -14,6 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use rendez_core::*;
 use rendez_postgres::PostgresStore;
 use rendez_postgres::tokio_postgres::{Client, NoTls};
+use rendez_testkit::conformance::differential::until_met;
 use rendez_testkit::servers::PostgresServer;
 use support::options;
 
@@ -478,9 +479,6 @@ fn slot(unit: u32) -> Slot {
     if unit == 0 { "declared/0".parse().unwrap() } else { Slot::new("w".try_into().unwrap(), unit) }
 }
 
-/// So many rounds of random histories must meet everything that can happen.
-const ROUNDS_MAX: usize = 5;
-
 #[test]
 fn postgres_answers_as_the_model_does() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -545,17 +543,7 @@ fn postgres_answers_as_the_model_does() {
             })
         })
     };
-    // Random requests are worth something only if they get somewhere: once in a while a round does not.
     let words = "Acquire Release Offer Withdraw Accept Refuse Transfer SaveCheckpoint Readopt \
                  Quiet Token Held NotHolder ReceiverGone Offer NotQuiet";
-    let missed = || words.split_whitespace().filter(|word| !met.borrow().contains(*word)).collect::<Vec<_>>();
-    for _ in 0..ROUNDS_MAX {
-        if let Err(error) = round() {
-            panic!("{error}");
-        }
-        if missed().is_empty() {
-            return;
-        }
-    }
-    panic!("never met: {:?}", missed());
+    until_met(words, &met, round);
 }

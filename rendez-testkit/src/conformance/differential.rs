@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -642,6 +643,24 @@ fn slot(unit: u32) -> Slot {
 /// So many rounds of random histories must meet everything that can happen.
 const ROUNDS_MAX: usize = 5;
 
+/// Runs rounds of random histories until each of these words was met, what was tried or what came of it: random requests
+/// are worth something only if they get somewhere, and once in a while a round does not.
+///
+/// # Panics
+/// With what a round has found, or with the words that were never met.
+pub fn until_met<E: fmt::Display>(words: &str, met: &RefCell<BTreeSet<String>>, round: impl Fn() -> Result<(), E>) {
+    let missed = || words.split_whitespace().filter(|word| !met.borrow().contains(*word)).collect::<Vec<_>>();
+    for _ in 0..ROUNDS_MAX {
+        if let Err(error) = round() {
+            panic!("{error}");
+        }
+        if missed().is_empty() {
+            return;
+        }
+    }
+    panic!("never met: {:?}", missed());
+}
+
 /// Sends random histories to a store and to the model, and compares all answers. Each history has a cluster of its
 /// own, named after its number.
 ///
@@ -701,17 +720,7 @@ pub fn run(runtime: &tokio::runtime::Runtime, store: &Arc<dyn LeaseStore>, compa
             })
         })
     };
-    // Random requests are worth something only if they get somewhere: once in a while a round does not.
     let words = "Acquire Release Offer Withdraw Accept Refuse Transfer SaveCheckpoint Readopt \
                  Quiet Token Held NotHolder ReceiverGone Offer NotQuiet";
-    let missed = || words.split_whitespace().filter(|word| !met.borrow().contains(*word)).collect::<Vec<_>>();
-    for _ in 0..ROUNDS_MAX {
-        if let Err(error) = round() {
-            panic!("{error}");
-        }
-        if missed().is_empty() {
-            return;
-        }
-    }
-    panic!("never met: {:?}", missed());
+    until_met(words, &met, round);
 }
