@@ -8,6 +8,7 @@ mod change_index;
 mod config;
 mod engine;
 pub mod explanation;
+mod fence;
 pub mod forecast;
 mod ids;
 mod mirror;
@@ -28,6 +29,7 @@ pub use engine::{
     Action, Call, CheckpointError, Command, Engine, EngineSetup, Event, Input, Reply, RequestId, RunnerEnd, StopReason,
     StoppedReason, Ticket,
 };
+pub use fence::StaleToken;
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
 pub use mirror::Mirror;
 pub use model::{DUE_MAX, Effects, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};

@@ -17,6 +17,7 @@ mod cluster;
 mod connect;
 mod encode;
 mod errors;
+mod fence;
 mod history;
 mod keep_alive;
 mod keys;
@@ -26,6 +27,7 @@ mod store;
 mod watch;
 
 pub use etcd_client;
+pub use fence::{FENCED_OPERATIONS_MAX, Fence, FenceError};
 pub use options::EtcdOptions;
 pub use rendez_core::TlsFiles;
 pub use store::EtcdStore;

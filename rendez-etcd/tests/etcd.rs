@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rendez_core::*;
-use rendez_etcd::{EtcdStore, TlsFiles, etcd_client};
+use rendez_etcd::{EtcdStore, FENCED_OPERATIONS_MAX, Fence, FenceError, TlsFiles, etcd_client};
 use rendez_testkit::proxy::Proxy;
 use rendez_testkit::servers::{EtcdCluster, EtcdRight, EtcdServer, RedisServer, Restart};
 use support::*;
@@ -738,4 +738,34 @@ async fn a_newer_etcd_does_as_well() {
     .await;
     assert!(sent.elapsed() >= Duration::from_secs(2) && taken.token > token);
     assert_eq!(kind(world.beat(a).await), ErrorKind::Lost);
+}
+
+#[tokio::test]
+async fn a_fence_lets_the_newest_token_write_and_no_older_one() {
+    use etcd_client::TxnOp;
+    let world = World::new().await;
+    let address = world.server().url().replace("etcd://", "");
+    let client = etcd_client::Client::connect([address], None).await.unwrap();
+    let mut kv = client.kv_client();
+    let fence = Fence::new("/fence");
+    let huge = u64::MAX;
+    for (number, accepted) in
+        [(9, true), (10, true), (10, true), (9, false), (huge - 1, true), (huge, true), (huge - 1, false)]
+    {
+        let operations = vec![TxnOp::put(format!("/data/{number}"), "x", None), TxnOp::get("/data/9", None)];
+        match fence.write(&mut kv, FencingToken::new(number), operations).await {
+            Ok(answers) => assert!(accepted && answers.len() == 2, "{number}: {answers:?}"),
+            Err(FenceError::Stale(stale)) => assert!(!accepted && stale.seen > stale.token, "{number}: {stale}"),
+            Err(other) => panic!("{number}: {other}"),
+        }
+    }
+    // As many as go in, and what was refused has left no trace.
+    let many = |count| (0..count).map(|at| TxnOp::put(format!("/many/{at}"), "x", None)).collect::<Vec<_>>();
+    fence.write(&mut kv, FencingToken::new(huge), many(FENCED_OPERATIONS_MAX)).await.unwrap();
+    let refused = fence.write(&mut kv, FencingToken::new(huge), many(FENCED_OPERATIONS_MAX + 1)).await;
+    assert!(matches!(refused, Err(FenceError::TooLong { .. })), "{refused:?}");
+    assert!(matches!(fence.write(&mut kv, FencingToken::new(3), many(1)).await, Err(FenceError::Stale(_))));
+    kv.put("/data/other", "zebra", None).await.unwrap();
+    let refused = Fence::new("/data/other").write(&mut kv, FencingToken::new(3), Vec::new()).await;
+    assert!(matches!(refused, Err(FenceError::NoFence)), "{refused:?}");
 }

@@ -17,6 +17,7 @@ mod clock;
 mod connect;
 mod encode;
 mod errors;
+mod fence;
 mod files;
 mod keys;
 mod lock;
@@ -26,5 +27,6 @@ mod store;
 mod watch;
 mod worker;
 
+pub use fence::{Fence, FenceError};
 pub use options::FileOptions;
 pub use store::FileStore;

@@ -1,6 +1,7 @@
 //! The lock of one cluster's folder. The kernel drops it when its holder dies, so it is never stale.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,19 @@ pub(crate) struct Lock {
 #[derive(Debug)]
 pub(crate) struct Held(Arc<File>);
 
+impl Held {
+    /// Waits until the file's lock is ours, for as long as it takes.
+    pub(crate) fn wait(file: Arc<File>) -> io::Result<Self> {
+        loop {
+            match flock(&*file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         // Closing it would not do: a child that is just being started may have it too.
@@ -50,14 +64,7 @@ impl Lock {
                 Some(file) => file,
                 None => Arc::new(self.open(&path)?),
             };
-            loop {
-                match flock(&*file, FlockOperation::LockExclusive) {
-                    Ok(()) => break,
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(Failure::io("cannot lock", &path, error.into())),
-                }
-            }
-            let held = Held(Arc::clone(&file));
+            let held = Held::wait(Arc::clone(&file)).map_err(at("cannot lock", &path))?;
             let ours = file.metadata().map_err(at("cannot look at", &path))?;
             // A folder that was removed takes its lock with it: then this one excludes nobody.
             match fs::metadata(&path) {

@@ -14,12 +14,14 @@
 mod connect;
 mod encode;
 mod errors;
+mod fence;
 mod options;
 mod schema;
 mod store;
 mod watch;
 
 pub use deadpool_postgres;
+pub use fence::{Fence, FenceError};
 pub use options::{PostgresOptions, Standbys};
 pub use rendez_core::TlsFiles;
 pub use schema::migration;

@@ -11,7 +11,7 @@ use crate::options::fatal;
 pub(crate) const LAYOUT: i32 = 1;
 
 /// Counts the changes of the functions on the same tables: a newer release replaces them, an older one calls the newer.
-pub(crate) const FUNCTIONS: i32 = 1;
+pub(crate) const FUNCTIONS: i32 = 2;
 
 const TABLES_SQL: &str = include_str!("sql/tables.sql");
 const FUNCTIONS_SQL: &str = include_str!("sql/functions.sql");

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rendez_core::*;
-use rendez_postgres::PostgresStore;
 use rendez_postgres::tokio_postgres::{self, Client, NoTls};
+use rendez_postgres::{Fence, FenceError, PostgresStore};
 use support::*;
 
 const NONE: FencingToken = FencingToken::NONE;
@@ -429,8 +429,11 @@ async fn a_users_transaction_fails_with_a_stale_token() {
     for (token, accepted) in [(5, true), (7, true), (7, true), (5, false), (6, false), (8, true)] {
         let transaction = client.transaction().await.unwrap();
         transaction.batch_execute(write).await.unwrap();
-        let checked = transaction.batch_execute(&format!("SELECT rendez.check_token('w/0', {token})")).await;
-        assert_eq!(checked.is_ok(), accepted, "{token}");
+        match Fence::new("w/0").check(&transaction, FencingToken::new(token)).await {
+            Ok(()) => assert!(accepted, "{token}"),
+            Err(FenceError::Stale(stale)) => assert!(!accepted && stale.seen > stale.token, "{token}: {stale}"),
+            Err(other) => panic!("{token}: {other}"),
+        }
         transaction.commit().await.ok();
     }
     assert_eq!(world.sql("SELECT count(*) FROM sink").await, "4");

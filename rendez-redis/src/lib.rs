@@ -14,12 +14,14 @@
 mod connect;
 mod encode;
 mod errors;
+mod fence;
 mod keys;
 mod options;
 mod scripts;
 mod store;
 mod watch;
 
+pub use fence::{FENCED_WORDS_MAX, Fence, FenceError};
 pub use options::RedisOptions;
 pub use redis;
 pub use rendez_core::TlsFiles;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_core::*;
-use rendez_redis::RedisStore;
+use rendez_redis::{FENCED_WORDS_MAX, Fence, FenceError, RedisStore};
 use rendez_testkit::servers::{RedisServer, Restart};
 use support::*;
 
@@ -1060,4 +1060,56 @@ async fn scripts_are_sent_again_when_the_server_has_forgotten_them() {
     world.command(&["SCRIPT", "FLUSH"]).await;
     world.beat(a).await.unwrap();
     world.acquire(a, &slot("w/0"), NONE).await;
+}
+
+// Fences.
+
+#[tokio::test]
+async fn a_fence_lets_the_newest_token_write_and_no_older_one() {
+    let world = World::new().await;
+    let client = rendez_redis::redis::Client::open(world.server().url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let fence = Fence::new("{f}:fence");
+    let mut writes = rendez_redis::redis::pipe();
+    writes.incr("{f}:number", 1).get("{f}:nothing").rpush("{f}:list", &["a b", ""]);
+    let huge = u64::MAX;
+    for (number, accepted) in
+        [(9, true), (10, true), (10, true), (9, false), (huge - 1, true), (huge, true), (huge - 1, false)]
+    {
+        match fence.write(&mut connection, FencingToken::new(number), &writes).await {
+            Ok(answers) => assert!(accepted && answers.len() == 3, "{number}: {answers:?}"),
+            Err(FenceError::Stale(stale)) => assert!(!accepted && stale.seen > stale.token, "{number}: {stale}"),
+            Err(other) => panic!("{number}: {other}"),
+        }
+    }
+    assert_eq!(world.command(&["GET", "{f}:number"]).await, "5");
+    assert_eq!(world.command(&["LLEN", "{f}:list"]).await, "10");
+}
+
+#[tokio::test]
+async fn a_fence_that_is_none_and_commands_that_fail_let_no_older_token_through() {
+    let world = World::new().await;
+    let client = rendez_redis::redis::Client::open(world.server().url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    world.command(&["SET", "data", "precious"]).await;
+    let mut writes = rendez_redis::redis::pipe();
+    writes.set("x", 1);
+    let refused = Fence::new("data").write(&mut connection, FencingToken::new(7), &writes).await.unwrap_err();
+    assert!(refused.to_string().contains("data is no fence"), "{refused}");
+    assert_eq!(world.command(&["GET", "data"]).await, "precious");
+    let fence = Fence::new("fence");
+    let mut failing = rendez_redis::redis::pipe();
+    failing.set("x", 1).rpush("x", "not a list").set("x", 2);
+    let failed = fence.write(&mut connection, FencingToken::new(7), &failing).await.unwrap_err();
+    assert!(failed.to_string().contains("WRONGTYPE"), "{failed}");
+    assert_eq!(world.command(&["GET", "x"]).await, "1");
+    let stale = fence.write(&mut connection, FencingToken::new(6), &writes).await;
+    assert!(matches!(stale, Err(FenceError::Stale(_))), "{stale:?}");
+    let mut long = rendez_redis::redis::pipe();
+    long.rpush("list", vec!["x"; FENCED_WORDS_MAX]);
+    let refused = fence.write(&mut connection, FencingToken::new(8), &long).await;
+    assert!(matches!(refused, Err(FenceError::TooLong { .. })), "{refused:?}");
+    let mut longest = rendez_redis::redis::pipe();
+    longest.rpush("list", vec!["x"; FENCED_WORDS_MAX - 2]);
+    fence.write(&mut connection, FencingToken::new(8), &longest).await.unwrap();
 }

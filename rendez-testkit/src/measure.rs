@@ -117,6 +117,24 @@ impl Samples {
     }
 }
 
+/// One line that sets times beside others of the same run: medians, the largest, and how many times as long.
+///
+/// ```
+/// use std::time::Duration;
+/// let line = rendez_testkit::measure::beside(("plain", &[Duration::from_millis(2)]), ("fenced", &[Duration::from_millis(3)]));
+/// assert_eq!(line, "plain: p50 2.000ms, max 2.000ms; fenced: p50 3.000ms, max 3.000ms; 1.50 times");
+/// ```
+#[must_use]
+pub fn beside(base: (&str, &[Duration]), other: (&str, &[Duration])) -> String {
+    let show = |(name, times): (&str, &[Duration])| {
+        let samples = Samples::times(times.iter().copied());
+        let (median, max) = (samples.quantile(0.5), samples.quantile(1.0));
+        (format!("{name}: p50 {}, max {}", samples.show(median), samples.show(max)), median.unwrap_or(f64::NAN))
+    };
+    let ((base, base_median), (other, other_median)) = (show(base), show(other));
+    format!("{base}; {other}; {:.2} times", other_median / base_median)
+}
+
 /// Runs the measurements with these names, or all if there are none, after the baselines; prints a row as soon as it
 /// is known.
 ///

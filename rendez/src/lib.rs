@@ -37,7 +37,8 @@
 //!
 //! - **Fencing.** While a node keeps its promises no slot runs twice at once. A process that is paused for longer than
 //!   the pause allowance (a stalled machine, `SIGSTOP`) cannot keep them, in this or any other lease system. Then only
-//!   the [token](SlotContext::token) helps: the sink remembers the highest it has seen and refuses lower ones.
+//!   the [token](SlotContext::token) helps: the sink remembers the highest it has seen and refuses lower ones. Each store's
+//!   crate has a `Fence` that does so for what is written to such a store; `docs/fencing.md` is about those and others.
 //! - **Stopping.** A slot leaves a node only after its runner has ended: [`SlotContext::cancelled`], then the stop
 //!   budget, then an abort. See [`Runner`].
 //! - **Overruns.** Code that blocks its thread can be neither stopped nor aborted. It keeps its lease and is reported;
@@ -108,3 +109,8 @@ pub use store_url::StoreUrl;
 #[cfg(all(doctest, feature = "redis"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The example of the page about fenced writes, compiled.
+#[cfg(all(doctest, feature = "redis"))]
+#[doc = include_str!("../../docs/fencing.md")]
+struct Fencing;

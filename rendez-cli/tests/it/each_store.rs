@@ -52,6 +52,11 @@ macro_rules! on_each_store {
             async fn a_frozen_process_looks_at_its_deadlines_first_and_what_was_in_flight_is_refused() {
                 super::library::a_frozen_process_looks_at_its_deadlines_first(STORE).await;
             }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn a_fence_in_the_store_refuses_what_a_frozen_process_had_in_flight() {
+                super::library::a_fence_in_the_store_refuses_what_a_frozen_process_had_in_flight(STORE).await;
+            }
         })*
     };
 }

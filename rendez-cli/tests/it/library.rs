@@ -1,18 +1,20 @@
 //! The library in a process of its own, frozen as a whole.
 
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rendez::{BoxError, Config, SlotContext, StoreUrl};
+use rendez::{BoxError, Config, FencingToken, Slot, SlotContext, StoreUrl};
 use rendez_testkit::clock;
 use rendez_testkit::records::{Record, RecordKind, RecordWriter};
 use rendez_testkit::servers::{AnyServer, StoreKind};
 use rendez_testkit::sink::{self, SinkServer, TokenSink};
 use rustix::process::Signal;
 
+use crate::ledger::Ledger;
 use crate::processes::signal;
 use crate::stage::{Stage, TTL};
 
@@ -32,6 +34,7 @@ fn a_node_to_freeze() {
 async fn serve(node: &str) {
     let variable = |name: &str| std::env::var(name).unwrap();
     let (url, records, sink) = (variable("NODE_STORE"), PathBuf::from(variable("NODE_RECORDS")), variable("NODE_SINK"));
+    let sink = Sink::parse(&sink, &url).unwrap();
     let config = Config::new().cluster("c").node_id(node).session_ttl(TTL).workload("inbox", 4).resolve().unwrap();
     let timeout = config.engine.timing.operation_timeout;
     let store = StoreUrl::parse(&url).unwrap().connect(timeout, config.connect_timeout).await.unwrap();
@@ -42,8 +45,52 @@ async fn serve(node: &str) {
     drop(handle);
 }
 
+/// What the side effects go to.
+#[derive(Clone)]
+enum Sink {
+    /// A server that checks tokens, at this address.
+    Server(String),
+    /// The ledger in the store itself; what its fences have answered is written into this file.
+    Ledger { store: StoreKind, url: String, answers: PathBuf },
+}
+
+impl Sink {
+    /// `ADDRESS`, or the kind of the store and the file with a space between.
+    fn parse(text: &str, url: &str) -> Result<Self, BoxError> {
+        Ok(match text.split_once(' ') {
+            None => Self::Server(text.to_owned()),
+            Some((store, answers)) => {
+                Self::Ledger { store: store.parse()?, url: url.to_owned(), answers: PathBuf::from(answers) }
+            }
+        })
+    }
+
+    fn write(&self, slot: &Slot, token: FencingToken, node: &str) -> Result<(), BoxError> {
+        match self {
+            Self::Server(address) => {
+                let mut server = BufReader::new(TcpStream::connect(address)?);
+                server.get_mut().write_all(sink::request(slot, token, node).as_bytes())?;
+                server.read_line(&mut String::new())?;
+            }
+            Self::Ledger { store, url, answers } => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let answer = runtime.block_on(async {
+                    let mut ledger = Ledger::open(*store, url).await?;
+                    ledger.write(slot, token).await
+                })?;
+                let line = match answer {
+                    Ok(()) => format!("{node} {slot} {token} accepted\n"),
+                    Err(stale) => format!("{node} {slot} {token} {}\n", stale.seen),
+                };
+                OpenOptions::new().append(true).create(true).open(answers)?.write_all(line.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Looks at the lease, then has something done by a thread that nobody can call back.
-async fn run(ctx: SlotContext, records: PathBuf, sink: String) -> Result<(), BoxError> {
+async fn run(ctx: SlotContext, records: PathBuf, sink: Sink) -> Result<(), BoxError> {
     let mut writer = RecordWriter::open(&records)?;
     // The time is taken before the look: what is written down was true then.
     let mut write = |kind| -> Result<(), BoxError> {
@@ -55,13 +102,11 @@ async fn run(ctx: SlotContext, records: PathBuf, sink: String) -> Result<(), Box
     write(RecordKind::Begin)?;
     while !ctx.is_cancelled() {
         write(RecordKind::Alive)?;
-        let line = sink::request(ctx.slot(), ctx.token(), ctx.node().as_str());
+        let (slot, token, node) = (ctx.slot().clone(), ctx.token(), ctx.node().clone());
         let sink = sink.clone();
-        let in_flight = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let in_flight = tokio::task::spawn_blocking(move || {
             std::thread::sleep(STEP);
-            let mut sink = BufReader::new(TcpStream::connect(sink)?);
-            sink.get_mut().write_all(line.as_bytes())?;
-            sink.read_line(&mut String::new()).map(drop)
+            sink.write(&slot, token, node.as_str())
         });
         in_flight.await??;
     }
@@ -117,5 +162,66 @@ pub(crate) async fn a_frozen_process_looks_at_its_deadlines_first(store: StoreKi
     let refused = sink.refused();
     assert!(refused.iter().all(|entry| entry.payload == "one"), "{refused:?}");
     assert!(refused.len() <= 4, "more than what was in flight: {refused:?}");
+    stage.report().assert_good();
+}
+
+/// What a fence of the store has answered to one of the nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    node: String,
+    slot: Slot,
+    token: FencingToken,
+    /// The higher token for which it was refused.
+    seen: Option<FencingToken>,
+}
+
+fn answers(path: &Path) -> Vec<Answer> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let parse = |line: &str| {
+        let [node, slot, token, seen] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let number = |text: &str| FencingToken::new(text.parse().unwrap());
+        let seen = Some(seen).filter(|seen| *seen != "accepted").map(number);
+        Answer { node: node.to_owned(), slot: slot.parse().unwrap(), token: number(token), seen }
+    };
+    // The last line may be being written.
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(parse).collect()
+}
+
+/// With nothing but the store's own fences.
+pub(crate) async fn a_fence_in_the_store_refuses_what_a_frozen_process_had_in_flight(store: StoreKind) {
+    let server = AnyServer::start(store).await.unwrap();
+    let stage = Stage::new(&server.url());
+    let mut ledger = Ledger::open(store, &server.url()).await.unwrap();
+    ledger.prepare().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers");
+    let sink = format!("{store} {}", path.display());
+    let (one, two) = (Node::start(&stage, "one", &sink), Node::start(&stage, "two", &sink));
+    stage.wait_for_shares(&[("one", 2), ("two", 2)]);
+    let accepted = |node: &str| -> std::collections::BTreeSet<Slot> {
+        let all = answers(&path).into_iter().filter(|answer| answer.node == node && answer.seen.is_none());
+        all.map(|answer| answer.slot).collect()
+    };
+    stage.wait_that("both nodes to write", || accepted("one").len() == 2 && accepted("two").len() == 2);
+    one.signal(Signal::STOP);
+    stage.wait_that("the other node to write for all slots", || accepted("two").len() == 4);
+    one.signal(Signal::CONT);
+    let refused = || answers(&path).into_iter().filter(|answer| answer.seen.is_some()).collect::<Vec<_>>();
+    stage.wait_that("what was in flight to be refused", || !refused().is_empty());
+    // What it writes from now on it writes under a token that it has got since.
+    let frozen = refused().iter().filter_map(|answer| answer.seen).max().unwrap_or_default();
+    let is_back = |answer: &Answer| answer.node == "one" && answer.seen.is_none() && answer.token > frozen;
+    stage.wait_that("its return", || answers(&path).iter().any(is_back));
+    drop((one, two));
+    for answer in refused() {
+        assert!(answer.node == "one" && answer.seen > Some(answer.token), "{answer:?}");
+    }
+    // The ledger itself is the judge.
+    let mut newest = std::collections::BTreeMap::new();
+    for (slot, token) in ledger.entries().await.unwrap() {
+        let before = newest.insert(slot.clone(), token).unwrap_or_default();
+        assert!(before <= token, "{slot} was written under {token} after {before}");
+    }
+    assert_eq!(newest.len(), 4);
     stage.report().assert_good();
 }

@@ -5,6 +5,7 @@ mod demo;
 mod each_store;
 mod faults;
 mod guardian;
+mod ledger;
 mod library;
 mod network;
 mod predict;

@@ -828,11 +828,15 @@ END $$;
 -- transaction no other token gets through.
 CREATE OR REPLACE FUNCTION {schema}.check_token(p_resource text, p_token bigint) RETURNS void
 LANGUAGE plpgsql {guard} AS $$
+DECLARE
+    v_seen bigint;
 BEGIN
     INSERT INTO {schema}.fence AS f (resource, token) VALUES (p_resource, p_token)
     ON CONFLICT (resource) DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token;
     IF NOT FOUND THEN
+        -- The row is locked by now, so this is what it was refused for, or higher.
+        SELECT f.token INTO v_seen FROM {schema}.fence f WHERE f.resource = p_resource;
         RAISE EXCEPTION 'the fencing token % of % is stale: another owner has written since', p_token, p_resource
-            USING ERRCODE = '40001';
+            USING ERRCODE = '40001', DETAIL = v_seen::text;
     END IF;
 END $$;
