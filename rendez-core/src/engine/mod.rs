@@ -15,6 +15,8 @@ mod session;
 mod slots;
 mod sync;
 mod tenure;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

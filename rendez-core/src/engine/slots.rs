@@ -63,6 +63,7 @@ impl Engine {
         match &mut local.tenure {
             Some(tenure) if !tenure.gone => {
                 if record.token > tenure.token || (record.token == tenure.token && !mine && self.quiet_until <= now) {
+                    self.tell_return(slot, &record);
                     self.lease_gone(now, slot);
                     if self.slots.get(slot).is_none_or(|local| local.tenure.is_none()) {
                         // The newer lease may be this node's own, taken by a request that was not answered.
@@ -222,6 +223,24 @@ impl Engine {
             let token = tenure.token;
             self.actions.push_back(Action::Abort { slot: slot.clone(), token });
             self.set_alarm(now, slot);
+        }
+    }
+
+    /// Tells of a return of a lease that the records show before its request is answered.
+    fn tell_return(&mut self, slot: &Slot, record: &SlotRecord) {
+        let tenure = self.slots.get(slot).and_then(|local| local.tenure.as_ref());
+        let Some((token, Run::Over { then })) = tenure.map(|tenure| (tenure.token, &tenure.run)) else { return };
+        let asked = self.outbox.kind(slot, Lane::Lease);
+        if let Some(ChangeKind::Release { .. }) = asked
+            && record.token == token
+            && record.holder.is_none()
+        {
+            self.tell(Event::Released { slot: slot.clone(), token });
+        } else if let (Some(ChangeKind::Transfer { operation, .. }), Then::Transfer { offer, .. }) = (asked, then)
+            && record.granted_by == *operation
+        {
+            let to = offer.to_node.clone();
+            self.tell(Event::HandedOver { slot: slot.clone(), to });
         }
     }
 
