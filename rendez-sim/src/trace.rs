@@ -6,7 +6,7 @@
 use std::fmt::{self, Write as _};
 use std::hash::{Hash, Hasher};
 
-use rendez_core::{FencingToken, Generation, OperationId, SessionId, Slot};
+use rendez_core::{Conflict, FencingToken, Generation, OperationId, SessionId, Slot};
 use serde::Serialize;
 
 use crate::faults::Fault;
@@ -71,6 +71,83 @@ pub struct Lease {
     /// The request that granted it.
     #[serde(serialize_with = "text_of_some")]
     pub granted_by: Option<OperationId>,
+}
+
+/// What a request asks of a slot, for the histories of the slots that are chosen for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum Ask {
+    /// What its record is.
+    Reads,
+    /// To take it.
+    Acquires {
+        /// The request's own name.
+        #[serde(serialize_with = "display")]
+        operation: OperationId,
+    },
+    /// To let it go.
+    Releases,
+    /// To offer it.
+    Offers {
+        /// The offer's name.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+        /// To whom.
+        #[serde(serialize_with = "display")]
+        to: SessionId,
+    },
+    /// To take an offer back.
+    Withdraws {
+        /// Which.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To accept an offer.
+    Accepts {
+        /// Which.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To refuse an offer.
+    Refuses {
+        /// Which.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To hand it over.
+    Transfers {
+        /// The request's own name.
+        #[serde(serialize_with = "display")]
+        operation: OperationId,
+        /// The offer that it follows on.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To keep a checkpoint.
+    Saves,
+    /// To take it back after a loss of data.
+    Readopts,
+}
+
+/// An offer that stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Standing {
+    /// Its name.
+    #[serde(serialize_with = "display")]
+    pub offer: OperationId,
+    /// To whom it is made.
+    #[serde(serialize_with = "display")]
+    pub to: SessionId,
+    /// Whether that one is ready.
+    pub ready: bool,
+}
+
+/// A slot's record, as an answer shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize)]
+pub struct Shown {
+    /// Its lease.
+    pub lease: Lease,
+    /// The offer that stands.
+    pub offer: Option<Standing>,
 }
 
 /// Why a session is not there any more.
@@ -189,6 +266,34 @@ pub enum Fact {
         node: usize,
         /// The reply was made in the store's present generation.
         present: bool,
+    },
+
+    /// A request about a slot whose history is judged has come to the store.
+    Asks {
+        /// Its number in the world.
+        ask: u64,
+        /// The slot.
+        slot: SlotNo,
+        /// On whose behalf; a reader need not say.
+        #[serde(serialize_with = "text_of_some")]
+        session: Option<SessionId>,
+        /// The token that it names.
+        #[serde(serialize_with = "number")]
+        named: FencingToken,
+        /// What it asks.
+        what: Ask,
+    },
+    /// The answer to such a request is taken in by its node.
+    Answers {
+        /// The request's number.
+        ask: u64,
+        /// The slot.
+        slot: SlotNo,
+        /// Why nothing was done.
+        #[serde(serialize_with = "debug_of_some")]
+        refused: Option<Conflict>,
+        /// The record as the answer shows it.
+        shows: Shown,
     },
 
     /// The store opens a session.
@@ -402,8 +507,15 @@ fn number<S: serde::Serializer>(token: &FencingToken, serializer: S) -> Result<S
     serializer.serialize_u64(token.get())
 }
 
-fn display<S: serde::Serializer>(generation: &Generation, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(generation)
+fn display<T: fmt::Display, S: serde::Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+fn debug_of_some<T: fmt::Debug, S: serde::Serializer>(what: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match what {
+        Some(what) => serializer.collect_str(&format_args!("{what:?}")),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn text<S: serde::Serializer>(session: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
@@ -608,6 +720,13 @@ impl Trace {
             Fact::Hears { node, present } => {
                 format!("n{node} takes in a reply{}", if *present { "" } else { " of an older generation" })
             }
+            Fact::Asks { ask, slot: no, named, what, .. } => {
+                format!("request {ask} about {} {named} comes to the store: {what:?}", slot(no))
+            }
+            Fact::Answers { ask, slot: no, refused, shows } => {
+                let refused = refused.map_or_else(String::new, |why| format!(", refused: {why:?}"));
+                format!("request {ask} is answered: {} is {}{refused}", slot(no), holder(&shows.lease))
+            }
             Fact::Opens { node, session, ends } => {
                 format!("the store opens {} for n{node} until {:.6}", short(session), seconds(*ends))
             }
@@ -662,7 +781,9 @@ fn seconds(nanos: u64) -> f64 {
 impl Fact {
     fn is_about(&self, wanted: SlotNo) -> bool {
         match self {
-            Self::Grants { slot, .. }
+            Self::Asks { slot, .. }
+            | Self::Answers { slot, .. }
+            | Self::Grants { slot, .. }
             | Self::Changes { slot, .. }
             | Self::Tears { slot, .. }
             | Self::Starts { slot, .. }
@@ -720,6 +841,8 @@ impl Fact {
             | Self::Sends { .. }
             | Self::Hears { .. }
             | Self::Enters { .. }
+            | Self::Asks { .. }
+            | Self::Answers { .. }
             | Self::Extends { .. }
             | Self::Grants { .. }
             | Self::Changes { .. }
@@ -757,7 +880,7 @@ mod tests {
         other.push(2_000_000_001, &Fact::Stops { node: 2, slot, token: FencingToken::new(7) });
         assert_ne!(other.hash(), trace().hash());
         // The same on every platform and in every build.
-        assert_eq!(format!("{:016x}", trace().hash()), "be14249ecd913f45");
+        assert_eq!(format!("{:016x}", trace().hash()), "83bf8cc9ace4465e");
     }
 
     #[test]

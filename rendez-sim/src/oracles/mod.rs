@@ -8,6 +8,7 @@
 
 mod calls;
 mod caps;
+mod history;
 mod leases;
 mod rest;
 mod runs;
@@ -19,6 +20,7 @@ mod testing;
 
 pub use calls::CallsInBounds;
 pub use caps::WithinCaps;
+pub use history::Linearizable;
 pub use leases::{NotStolen, OnceOnly, OneHolder, StaleDoesNothing, TokensRise};
 pub use rest::{ComesToRest, LeavesNothing, StaysAtRest};
 pub use runs::{AtMostOneRun, GivenBackAtRest, NeverGoesBack, Overlap, RunsOnLease, TakenBackWhileRunning};
@@ -78,6 +80,7 @@ impl Oracles {
         let rules = &config.stabilizers;
         Self {
             all: vec![
+                Box::new(Linearizable::default()),
                 Box::new(OneHolder::default()),
                 Box::new(SinksAreFenced::default()),
                 Box::new(TokensRise::default()),

@@ -4,6 +4,7 @@
 //! it. The world tells facts, and judges nothing itself but that work is bounded.
 
 mod handles;
+mod histories;
 mod meter;
 mod network;
 mod node;
@@ -76,6 +77,9 @@ pub struct World {
     sessions: BTreeSet<SessionId>,
     sinks: BTreeMap<SlotNo, FencingToken>,
     slot_numbers: BTreeMap<Slot, SlotNo>,
+    /// The slots whose histories are judged.
+    watched: Vec<Slot>,
+    asks: u64,
     trouble: trouble::Trouble,
     calm: bool,
 
@@ -154,6 +158,8 @@ impl World {
             sessions: BTreeSet::new(),
             sinks: BTreeMap::new(),
             slot_numbers: BTreeMap::new(),
+            watched: histories::choose(&scenario),
+            asks: 0,
             trouble: trouble::Trouble::default(),
             calm: false,
             at_once: 0,

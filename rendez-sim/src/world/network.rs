@@ -99,6 +99,7 @@ impl World {
             self.fact(Fact::Remembers { token: self.store.model.token() });
         }
         if self.judged {
+            self.tell_asks(node, life, request, call, &result, answer);
             if before != (self.store.model.generation(), self.store.model.revision()) {
                 self.tell_sessions(node, call);
             }
@@ -314,7 +315,7 @@ impl World {
     }
 }
 
-fn lease(record: Option<&SlotRecord>) -> Lease {
+pub(super) fn lease(record: Option<&SlotRecord>) -> Lease {
     record.map_or_else(Lease::default, |record| Lease {
         token: record.token,
         holder: record.holder.as_ref().map(|holder| holder.session),

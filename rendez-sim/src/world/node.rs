@@ -33,6 +33,8 @@ pub(super) struct Process {
     pub(super) runners: BTreeMap<Slot, Running>,
     /// Requests without an answer.
     pub(super) waiting: BTreeSet<RequestId>,
+    /// What the answers to requests will say of slots whose history is judged: where in the answer, and the request's number.
+    pub(super) asked: BTreeMap<RequestId, Vec<(usize, u64, SlotNo)>>,
     /// When requests were sent whose answers were not taken in.
     sent_at: BTreeMap<RequestId, u64>,
     /// When the request was sent whose answer was taken in last.
@@ -140,6 +142,7 @@ impl World {
             life: node.life,
             runners: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            asked: BTreeMap::new(),
             sent_at: BTreeMap::new(),
             heard_of: 0,
             reads_on: false,
@@ -201,6 +204,9 @@ impl World {
             | Input::Command(_) => None,
         };
         fact.into_iter().for_each(|fact| self.fact(fact));
+        if let Input::Reply(request, result) = &input {
+            self.tell_answers(index, life, *request, result);
+        }
         let begun = self.meter.begin();
         if let Some(process) = self.process(index, life) {
             process.engine.handle(now, input);
