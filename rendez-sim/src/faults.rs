@@ -62,11 +62,13 @@ pub enum Fault {
     Refusals,
     /// Clocks stop during a suspend, or jump: more than what is assumed of them.
     ClockJumps,
+    /// Sessions do not end by the store's clock: whoever has seen one unchanged for its TTL ends it.
+    ObservedExpiry,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Crashes,
         Self::Pauses,
         Self::Messages,
@@ -92,6 +94,7 @@ impl Fault {
         Self::Zones,
         Self::Refusals,
         Self::ClockJumps,
+        Self::ObservedExpiry,
     ];
 
     /// Its name in scenario files and summaries.
@@ -123,6 +126,7 @@ impl Fault {
             Self::Zones => "zones",
             Self::Refusals => "refusals",
             Self::ClockJumps => "clock-jumps",
+            Self::ObservedExpiry => "observed-expiry",
         }
     }
 }
