@@ -64,11 +64,13 @@ pub enum Fault {
     ClockJumps,
     /// Sessions do not end by the store's clock: whoever has seen one unchanged for its TTL ends it.
     ObservedExpiry,
+    /// Nodes of a release whose version of the protocol nobody knows are started.
+    MixedVersions,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Crashes,
         Self::Pauses,
         Self::Messages,
@@ -95,6 +97,7 @@ impl Fault {
         Self::Refusals,
         Self::ClockJumps,
         Self::ObservedExpiry,
+        Self::MixedVersions,
     ];
 
     /// Its name in scenario files and summaries.
@@ -127,6 +130,7 @@ impl Fault {
             Self::Refusals => "refusals",
             Self::ClockJumps => "clock-jumps",
             Self::ObservedExpiry => "observed-expiry",
+            Self::MixedVersions => "mixed-versions",
         }
     }
 }

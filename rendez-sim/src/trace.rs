@@ -191,6 +191,15 @@ pub enum Fact {
         /// Of which node.
         node: usize,
     },
+    /// Which version of the protocol a process speaks, where they differ.
+    Speaks {
+        /// Of which node.
+        node: usize,
+        /// The version.
+        version: u32,
+        /// The others know it.
+        known: bool,
+    },
     /// A process is gone, and all its runners with it.
     Goes {
         /// Of which node.
@@ -414,6 +423,8 @@ pub enum Fact {
         /// Its token.
         #[serde(serialize_with = "number")]
         token: FencingToken,
+        /// The lease is to be given back after that.
+        returns: bool,
     },
     /// A runner is aborted.
     Aborts {
@@ -696,6 +707,9 @@ impl Trace {
         };
         match fact {
             Fact::Begins { node } => format!("n{node} starts"),
+            Fact::Speaks { node, version, known } => {
+                format!("n{node} speaks version {version}{}", if *known { "" } else { ", which nobody knows" })
+            }
             Fact::Goes { node, how } => format!("n{node} is gone: {how:?}"),
             Fact::Freezes { node, until } => format!("n{node} is frozen until {:.6}", seconds(*until)),
             Fact::Thaws { node } => format!("n{node} goes on"),
@@ -752,7 +766,7 @@ impl Trace {
                 let but = if but.is_empty() { String::new() } else { format!(" but {}", but.join(", ")) };
                 format!("n{node} may run until {:.6}{but}", seconds(*deadline))
             }
-            Fact::Stops { node, slot: no, token } => format!("n{node} stops {} {token}", slot(no)),
+            Fact::Stops { node, slot: no, token, .. } => format!("n{node} stops {} {token}", slot(no)),
             Fact::Aborts { node, slot: no, token, obeys } => {
                 format!("n{node} aborts {} {token}{}", slot(no), if *obeys { "" } else { ", which goes on" })
             }
@@ -796,6 +810,7 @@ impl Fact {
             Self::Sends { gives, readopts, .. } => gives.iter().chain(readopts).any(|(slot, _)| *slot == wanted),
             Self::Prolongs { except, .. } => except.contains(&wanted),
             Self::Begins { .. }
+            | Self::Speaks { .. }
             | Self::Goes { .. }
             | Self::Freezes { .. }
             | Self::Thaws { .. }
@@ -822,6 +837,7 @@ impl Fact {
     fn is_about_all(&self) -> bool {
         match self {
             Self::Begins { .. }
+            | Self::Speaks { .. }
             | Self::Goes { .. }
             | Self::Freezes { .. }
             | Self::Thaws { .. }
@@ -867,7 +883,7 @@ mod tests {
         let mut trace = Trace::new(true);
         let slot = trace.name(&"feed/3".parse().unwrap());
         trace.push(1_000_000_000, &Fact::Begins { node: 2 });
-        trace.push(2_000_000_000, &Fact::Stops { node: 2, slot, token: FencingToken::new(7) });
+        trace.push(2_000_000_000, &Fact::Stops { node: 2, slot, token: FencingToken::new(7), returns: false });
         trace
     }
 
@@ -877,7 +893,7 @@ mod tests {
         let slot = other.name(&"feed/3".parse().unwrap());
         other.push(1_000_000_000, &Fact::Begins { node: 2 });
         assert_ne!(other.hash(), trace().hash());
-        other.push(2_000_000_001, &Fact::Stops { node: 2, slot, token: FencingToken::new(7) });
+        other.push(2_000_000_001, &Fact::Stops { node: 2, slot, token: FencingToken::new(7), returns: false });
         assert_ne!(other.hash(), trace().hash());
         // The same on every platform and in every build.
         assert_eq!(format!("{:016x}", trace().hash()), "83bf8cc9ace4465e");

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rendez_core::{
     Action, ClusterSettings, Declared, DynamicWorkloads, Engine, EngineSetup, Event, FencingToken, Incarnation, Input,
-    NodeId, NodeInfo, OperationId, Reply, RequestId, RunnerEnd, Slot, Sync, Timestamp, WorkloadName, ZoneName,
+    NodeId, NodeInfo, OperationId, PROTOCOL_VERSION, Reply, RequestId, RunnerEnd, Slot, StopReason, Sync, Timestamp,
+    WorkloadName, ZoneName,
 };
 
 use super::{MS, S, What, World, policy};
@@ -30,6 +31,8 @@ pub(super) struct Running {
 pub(super) struct Process {
     pub(super) engine: Engine,
     pub(super) life: u32,
+    /// It speaks a version of the protocol that nobody knows.
+    pub(super) stranger: bool,
     pub(super) runners: BTreeMap<Slot, Running>,
     /// Requests without an answer.
     pub(super) waiting: BTreeSet<RequestId>,
@@ -127,6 +130,12 @@ impl World {
         if self.has(Fault::Zones) {
             info.zone = ZoneName::new(format!("z{}", index % 2)).ok();
         }
+        if self.suffers(Fault::MixedVersions) && self.more.one_in(4) {
+            info.protocol = if self.more.one_in(3) { 0 } else { PROTOCOL_VERSION + 1 };
+            self.trouble(Fault::MixedVersions, index as u64);
+        }
+        let version = info.protocol;
+        let stranger = version != PROTOCOL_VERSION;
         let setup = EngineSetup {
             info,
             incarnation: Incarnation::from_bits(u128::from(self.dice.roll())),
@@ -140,6 +149,7 @@ impl World {
         node.process = Some(Process {
             engine: Engine::new(now, setup),
             life: node.life,
+            stranger,
             runners: BTreeMap::new(),
             waiting: BTreeSet::new(),
             asked: BTreeMap::new(),
@@ -152,6 +162,9 @@ impl World {
             wake_at: u64::MAX,
         });
         self.fact(Fact::Begins { node: index });
+        if self.has(Fault::MixedVersions) {
+            self.fact(Fact::Speaks { node: index, version, known: !stranger });
+        }
         self.drive(index);
     }
 
@@ -261,9 +274,10 @@ impl World {
                 let session = process.engine.session().map(|(session, _)| session);
                 self.fact(Fact::Prolongs { node: index, deadline, except, session, sent_at });
             }
-            Action::Stop { slot, token, .. } => {
+            Action::Stop { slot, token, why, .. } => {
                 let number = self.slot_no(&slot);
-                self.fact(Fact::Stops { node: index, slot: number, token });
+                let returns = !matches!(why, StopReason::Deadline | StopReason::Lost);
+                self.fact(Fact::Stops { node: index, slot: number, token, returns });
                 let faulty = self.suffers(Fault::Runners);
                 let budget = self.config.timing.stop_budget.as_nanos() as u64;
                 let takes = if faulty { self.dice.below(budget * 5 / 4) } else { self.dice.below(50 * MS) };
