@@ -122,12 +122,13 @@ impl Observers {
         notes.seen = self.written.iter().map(note).collect();
     }
 
-    /// For how long this one will let a session live that is not extended; nothing if it has not seen it.
+    /// For how long this one will let a session live that is not extended. What it has not seen has all its time before it.
     pub(crate) fn remaining(&self, observer: &Observer, session: SessionId) -> Option<Duration> {
-        let notes = self.notes.get(&observer.node).filter(|notes| notes.life == observer.life)?;
-        let (_, since) = notes.seen.get(&session)?;
         let written = self.written.get(&session)?;
-        Some(self.patience(written.ttl).saturating_sub(observer.clock.since(*since)))
+        let notes = self.notes.get(&observer.node).filter(|notes| notes.life == observer.life);
+        let seen = notes.and_then(|notes| notes.seen.get(&session));
+        let unchanged = seen.map_or(Duration::ZERO, |(_, since)| observer.clock.since(*since));
+        Some(self.patience(written.ttl).saturating_sub(unchanged))
     }
 
     /// The sessions that this one will end soonest, with their time, at most so many.
@@ -172,9 +173,8 @@ mod tests {
         all.wrote(1, session, TTL);
         assert_eq!(all.ends(&at(1, 999)), [], "it has changed since");
         all.sees(&at(1, 999));
-        assert_eq!(all.ends(&at(1, 1005)), []);
-        assert_eq!(all.ends(&at(1, 1010)), []);
-        assert_eq!(all.ends(&at(1, 1011)), [session]);
+        assert_eq!(all.ends(&at(1, 1009)), []);
+        assert_eq!(all.ends(&at(1, 1010)), [session]);
     }
 
     #[test]
@@ -189,6 +189,7 @@ mod tests {
         assert_eq!(all.due(&at(1, 104), seconds(9), 9), [(seconds(6), other), (seconds(9), one)]);
         assert_eq!(all.due(&at(1, 104), seconds(8), 9), [(seconds(6), other)]);
         assert_eq!(all.due(&at(1, 104), seconds(9), 1), [(seconds(6), other)]);
+        assert_eq!(all.remaining(&at(2, 104), one), Some(seconds(10)), "this one begins to look now");
         all.rolled_back(3, &[(one, TTL)]);
         assert_eq!((all.ends(&at(1, 999)), all.ends_after(one)), (vec![], Some(10_000_000_003)));
     }
