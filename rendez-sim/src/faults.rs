@@ -62,11 +62,15 @@ pub enum Fault {
     Refusals,
     /// Clocks stop during a suspend, or jump: more than what is assumed of them.
     ClockJumps,
+    /// Sessions do not end by the store's clock: whoever has seen one unchanged for its TTL ends it.
+    ObservedExpiry,
+    /// Nodes of a release whose version of the protocol nobody knows are started.
+    MixedVersions,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Crashes,
         Self::Pauses,
         Self::Messages,
@@ -92,6 +96,8 @@ impl Fault {
         Self::Zones,
         Self::Refusals,
         Self::ClockJumps,
+        Self::ObservedExpiry,
+        Self::MixedVersions,
     ];
 
     /// Its name in scenario files and summaries.
@@ -123,6 +129,8 @@ impl Fault {
             Self::Zones => "zones",
             Self::Refusals => "refusals",
             Self::ClockJumps => "clock-jumps",
+            Self::ObservedExpiry => "observed-expiry",
+            Self::MixedVersions => "mixed-versions",
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod corpus;
 mod dice;
 mod faults;
 pub mod figures;
+mod observers;
 pub mod oracles;
 pub mod run;
 mod scenario;

@@ -6,7 +6,7 @@
 use std::fmt::{self, Write as _};
 use std::hash::{Hash, Hasher};
 
-use rendez_core::{FencingToken, Generation, OperationId, SessionId, Slot};
+use rendez_core::{Conflict, FencingToken, Generation, OperationId, SessionId, Slot};
 use serde::Serialize;
 
 use crate::faults::Fault;
@@ -73,6 +73,83 @@ pub struct Lease {
     pub granted_by: Option<OperationId>,
 }
 
+/// What a request asks of a slot, for the histories of the slots that are chosen for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum Ask {
+    /// What its record is.
+    Reads,
+    /// To take it.
+    Acquires {
+        /// The request's own name.
+        #[serde(serialize_with = "display")]
+        operation: OperationId,
+    },
+    /// To let it go.
+    Releases,
+    /// To offer it.
+    Offers {
+        /// The offer's name.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+        /// To whom.
+        #[serde(serialize_with = "display")]
+        to: SessionId,
+    },
+    /// To take an offer back.
+    Withdraws {
+        /// Which.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To accept an offer.
+    Accepts {
+        /// Which.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To refuse an offer.
+    Refuses {
+        /// Which.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To hand it over.
+    Transfers {
+        /// The request's own name.
+        #[serde(serialize_with = "display")]
+        operation: OperationId,
+        /// The offer that it follows on.
+        #[serde(serialize_with = "display")]
+        offer: OperationId,
+    },
+    /// To keep a checkpoint.
+    Saves,
+    /// To take it back after a loss of data.
+    Readopts,
+}
+
+/// An offer that stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Standing {
+    /// Its name.
+    #[serde(serialize_with = "display")]
+    pub offer: OperationId,
+    /// To whom it is made.
+    #[serde(serialize_with = "display")]
+    pub to: SessionId,
+    /// Whether that one is ready.
+    pub ready: bool,
+}
+
+/// A slot's record, as an answer shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize)]
+pub struct Shown {
+    /// Its lease.
+    pub lease: Lease,
+    /// The offer that stands.
+    pub offer: Option<Standing>,
+}
+
 /// Why a session is not there any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum SessionEnd {
@@ -113,6 +190,15 @@ pub enum Fact {
     Begins {
         /// Of which node.
         node: usize,
+    },
+    /// Which version of the protocol a process speaks, where they differ.
+    Speaks {
+        /// Of which node.
+        node: usize,
+        /// The version.
+        version: u32,
+        /// The others know it.
+        known: bool,
     },
     /// A process is gone, and all its runners with it.
     Goes {
@@ -189,6 +275,34 @@ pub enum Fact {
         node: usize,
         /// The reply was made in the store's present generation.
         present: bool,
+    },
+
+    /// A request about a slot whose history is judged has come to the store.
+    Asks {
+        /// Its number in the world.
+        ask: u64,
+        /// The slot.
+        slot: SlotNo,
+        /// On whose behalf; a reader need not say.
+        #[serde(serialize_with = "text_of_some")]
+        session: Option<SessionId>,
+        /// The token that it names.
+        #[serde(serialize_with = "number")]
+        named: FencingToken,
+        /// What it asks.
+        what: Ask,
+    },
+    /// The answer to such a request is taken in by its node.
+    Answers {
+        /// The request's number.
+        ask: u64,
+        /// The slot.
+        slot: SlotNo,
+        /// Why nothing was done.
+        #[serde(serialize_with = "debug_of_some")]
+        refused: Option<Conflict>,
+        /// The record as the answer shows it.
+        shows: Shown,
     },
 
     /// The store opens a session.
@@ -309,6 +423,8 @@ pub enum Fact {
         /// Its token.
         #[serde(serialize_with = "number")]
         token: FencingToken,
+        /// The lease is to be given back after that.
+        returns: bool,
     },
     /// A runner is aborted.
     Aborts {
@@ -402,8 +518,15 @@ fn number<S: serde::Serializer>(token: &FencingToken, serializer: S) -> Result<S
     serializer.serialize_u64(token.get())
 }
 
-fn display<S: serde::Serializer>(generation: &Generation, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(generation)
+fn display<T: fmt::Display, S: serde::Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+fn debug_of_some<T: fmt::Debug, S: serde::Serializer>(what: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match what {
+        Some(what) => serializer.collect_str(&format_args!("{what:?}")),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn text<S: serde::Serializer>(session: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
@@ -584,6 +707,9 @@ impl Trace {
         };
         match fact {
             Fact::Begins { node } => format!("n{node} starts"),
+            Fact::Speaks { node, version, known } => {
+                format!("n{node} speaks version {version}{}", if *known { "" } else { ", which nobody knows" })
+            }
             Fact::Goes { node, how } => format!("n{node} is gone: {how:?}"),
             Fact::Freezes { node, until } => format!("n{node} is frozen until {:.6}", seconds(*until)),
             Fact::Thaws { node } => format!("n{node} goes on"),
@@ -607,6 +733,13 @@ impl Trace {
             }
             Fact::Hears { node, present } => {
                 format!("n{node} takes in a reply{}", if *present { "" } else { " of an older generation" })
+            }
+            Fact::Asks { ask, slot: no, named, what, .. } => {
+                format!("request {ask} about {} {named} comes to the store: {what:?}", slot(no))
+            }
+            Fact::Answers { ask, slot: no, refused, shows } => {
+                let refused = refused.map_or_else(String::new, |why| format!(", refused: {why:?}"));
+                format!("request {ask} is answered: {} is {}{refused}", slot(no), holder(&shows.lease))
             }
             Fact::Opens { node, session, ends } => {
                 format!("the store opens {} for n{node} until {:.6}", short(session), seconds(*ends))
@@ -633,7 +766,7 @@ impl Trace {
                 let but = if but.is_empty() { String::new() } else { format!(" but {}", but.join(", ")) };
                 format!("n{node} may run until {:.6}{but}", seconds(*deadline))
             }
-            Fact::Stops { node, slot: no, token } => format!("n{node} stops {} {token}", slot(no)),
+            Fact::Stops { node, slot: no, token, .. } => format!("n{node} stops {} {token}", slot(no)),
             Fact::Aborts { node, slot: no, token, obeys } => {
                 format!("n{node} aborts {} {token}{}", slot(no), if *obeys { "" } else { ", which goes on" })
             }
@@ -662,7 +795,9 @@ fn seconds(nanos: u64) -> f64 {
 impl Fact {
     fn is_about(&self, wanted: SlotNo) -> bool {
         match self {
-            Self::Grants { slot, .. }
+            Self::Asks { slot, .. }
+            | Self::Answers { slot, .. }
+            | Self::Grants { slot, .. }
             | Self::Changes { slot, .. }
             | Self::Tears { slot, .. }
             | Self::Starts { slot, .. }
@@ -675,6 +810,7 @@ impl Fact {
             Self::Sends { gives, readopts, .. } => gives.iter().chain(readopts).any(|(slot, _)| *slot == wanted),
             Self::Prolongs { except, .. } => except.contains(&wanted),
             Self::Begins { .. }
+            | Self::Speaks { .. }
             | Self::Goes { .. }
             | Self::Freezes { .. }
             | Self::Thaws { .. }
@@ -701,6 +837,7 @@ impl Fact {
     fn is_about_all(&self) -> bool {
         match self {
             Self::Begins { .. }
+            | Self::Speaks { .. }
             | Self::Goes { .. }
             | Self::Freezes { .. }
             | Self::Thaws { .. }
@@ -720,6 +857,8 @@ impl Fact {
             | Self::Sends { .. }
             | Self::Hears { .. }
             | Self::Enters { .. }
+            | Self::Asks { .. }
+            | Self::Answers { .. }
             | Self::Extends { .. }
             | Self::Grants { .. }
             | Self::Changes { .. }
@@ -744,7 +883,7 @@ mod tests {
         let mut trace = Trace::new(true);
         let slot = trace.name(&"feed/3".parse().unwrap());
         trace.push(1_000_000_000, &Fact::Begins { node: 2 });
-        trace.push(2_000_000_000, &Fact::Stops { node: 2, slot, token: FencingToken::new(7) });
+        trace.push(2_000_000_000, &Fact::Stops { node: 2, slot, token: FencingToken::new(7), returns: false });
         trace
     }
 
@@ -754,10 +893,10 @@ mod tests {
         let slot = other.name(&"feed/3".parse().unwrap());
         other.push(1_000_000_000, &Fact::Begins { node: 2 });
         assert_ne!(other.hash(), trace().hash());
-        other.push(2_000_000_001, &Fact::Stops { node: 2, slot, token: FencingToken::new(7) });
+        other.push(2_000_000_001, &Fact::Stops { node: 2, slot, token: FencingToken::new(7), returns: false });
         assert_ne!(other.hash(), trace().hash());
         // The same on every platform and in every build.
-        assert_eq!(format!("{:016x}", trace().hash()), "be14249ecd913f45");
+        assert_eq!(format!("{:016x}", trace().hash()), "cabf4a34d75f3758");
     }
 
     #[test]

@@ -175,6 +175,42 @@ fn a_killed_node_is_taken_over_within_the_bound_and_at_once_if_its_session_is_cl
     assert!(took <= Duration::from_millis(100), "{took:?}");
 }
 
+/// Sessions end when they were seen unchanged for their TTL, and not by the store's clock.
+fn observed(nodes: usize) -> World {
+    at_rest(Scenario { nodes, faults: "observed-expiry".parse().unwrap(), ..Scenario::default() })
+}
+
+/// L1 as such a store declares it.
+fn observed_takeover_max(world: &World) -> Duration {
+    let timing = EngineConfig::for_ttl(Duration::from_secs(10)).timing;
+    let lateness = world.store().capabilities().expiry_lateness_max;
+    assert!(lateness >= timing.heartbeat_interval && lateness < timing.session_ttl / 3, "{lateness:?}");
+    timing.takeover_max(lateness)
+}
+
+#[test]
+fn a_session_that_others_see_unchanged_ends_within_the_bound_and_not_early() {
+    let mut world = observed(3);
+    world.kill(0);
+    let took = world.run_until_so("the others run all", |world| world.shares() == [0, 6, 6]);
+    assert!(took >= Duration::from_secs(10) - Duration::from_secs(3), "{took:?} after the last heartbeat, or less");
+    assert!(took <= observed_takeover_max(&world), "{took:?}");
+}
+
+#[test]
+fn a_session_that_nobody_looks_at_never_ends_and_who_comes_back_counts_from_then() {
+    let mut world = observed(2);
+    world.kill(0);
+    world.kill(1);
+    world.run_for(300);
+    assert_eq!(world.store().sessions().count(), 2);
+    world.start_again(1);
+    let took = world.run_until_so("the one that came back runs all", |world| world.shares() == [0, 12]);
+    assert!(took >= Duration::from_secs(10), "its own session of before must have been seen for a TTL, not {took:?}");
+    assert!(took <= observed_takeover_max(&world), "{took:?}");
+    assert_eq!(world.store().sessions().count(), 1);
+}
+
 #[test]
 fn at_rest_a_node_sends_one_heartbeat_an_interval_and_nothing_else() {
     let mut world = at_rest(Scenario { workloads: vec![40, 7], ..Scenario::default() });

@@ -163,10 +163,20 @@ impl Copy {
 fn quick_manifest(manifest: &str) -> Result<String, Failure> {
     let members: Vec<String> = CRATES.iter().map(|name| format!("{name:?}")).collect();
     let profiles = manifest.find("[profile.").unwrap_or(manifest.len());
-    let mut lines: Vec<String> = manifest[..profiles].lines().map(str::to_owned).collect();
-    let at = lines.iter().position(|line| line.starts_with("members = "));
-    let at = at.ok_or_else(|| Failure("the manifest names no members in one line".to_owned()))?;
-    lines[at] = format!("members = [{}]", members.join(", "));
+    let mut lines: Vec<String> = Vec::new();
+    let mut rest = manifest[..profiles].lines();
+    while let Some(line) = rest.next() {
+        let list = ["members = [", "default-members = ["].into_iter().find(|list| line.starts_with(list));
+        let Some(list) = list else {
+            lines.push(line.to_owned());
+            continue;
+        };
+        // The list ends in its own line, or in a later one.
+        if !line.contains(']') && !rest.any(|line| line.starts_with(']')) {
+            return Err(Failure(format!("the manifest's list `{list}` has no end")));
+        }
+        lines.push(format!("{list}{}]", members.join(", ")));
+    }
     // Assertions of the code itself would find what the promises are to find.
     lines.push("[profile.dev]\nopt-level = 1\ndebug = false\ndebug-assertions = false\nincremental = true".to_owned());
     Ok(lines.join("\n") + "\n")
@@ -261,9 +271,13 @@ mod tests {
     fn the_quick_manifest_keeps_versions_and_drops_members_and_profiles() {
         let manifest =
             "[workspace]\nmembers = [\"a\", \"b\"]\n[workspace.dependencies]\nbytes = \"1\"\n[profile.dev]\nx = 1\n";
-        let quick = quick_manifest(manifest).unwrap();
-        assert!(quick.contains("members = [\"rendez-core\", \"rendez-sim\"]") && quick.contains("bytes = \"1\""));
-        assert!(!quick.contains("x = 1") && quick.contains("opt-level = 1"));
+        let long = manifest.replace("[\"a\", \"b\"]", "[\n    \"a\",\n    \"b\",\n]");
+        for manifest in [manifest, &long] {
+            let quick = quick_manifest(manifest).unwrap();
+            assert!(quick.contains("members = [\"rendez-core\", \"rendez-sim\"]\n[workspace.dep"), "{quick}");
+            assert!(quick.contains("bytes = \"1\"") && !quick.contains("x = 1") && quick.contains("opt-level = 1"));
+        }
+        assert!(quick_manifest("[workspace]\nmembers = [\n").unwrap_err().0.contains("no end"));
     }
 
     #[test]

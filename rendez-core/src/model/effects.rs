@@ -188,6 +188,14 @@ impl StoreModel {
         self.taken = Frame::of(cluster);
     }
 
+    /// Keeps the sessions whose time is over, for a store that does not end them by its clock but closes them for another
+    /// reason.
+    pub fn keep_sessions(&mut self, now: StoreTime) {
+        if let Some(cluster) = &mut self.server.cluster {
+            cluster.keep_expired(now);
+        }
+    }
+
     /// Ends all sessions, for their processes cannot live any more: the host was started anew.
     pub fn end_sessions(&mut self) {
         let Some(cluster) = &mut self.server.cluster else { return };

@@ -1,14 +1,15 @@
 //! The promises, each as a checker of its own over the facts of a trace.
 //!
 //! A checker knows nothing of worlds and engines: it sees facts in their order, keeps what it needs of them, and says
-//! in words what breaks its promise. What a promise exempts stands in its checker, with the reason. Two promises are not
-//! judged here: S10 (names cannot collide) is a matter of the codecs of each store and judged by the conformance suite;
-//! L6 (a bad runner delays no other) and L7 (no restart is ever needed) are judged by L1: worlds with bad runners and
-//! without restarts must come to rest like all others.
+//! in words what breaks its promise. What a promise exempts stands in its checker, with the reason. Two promises have none
+//! here: S10 (names cannot collide) is a matter of the codecs of each store and judged by the conformance suite; L7 (no
+//! restart is ever needed) is judged by L1: worlds without restarts must come to rest like all others.
 
 mod calls;
 mod caps;
+mod history;
 mod leases;
+mod others;
 mod rest;
 mod runs;
 mod shutdown;
@@ -16,15 +17,19 @@ mod sinks;
 mod stabilizers;
 #[cfg(test)]
 mod testing;
+mod versions;
 
 pub use calls::CallsInBounds;
 pub use caps::WithinCaps;
+pub use history::Linearizable;
 pub use leases::{NotStolen, OnceOnly, OneHolder, StaleDoesNothing, TokensRise};
+pub use others::DelaysNoOther;
 pub use rest::{ComesToRest, LeavesNothing, StaysAtRest};
 pub use runs::{AtMostOneRun, GivenBackAtRest, NeverGoesBack, Overlap, RunsOnLease, TakenBackWhileRunning};
 pub use shutdown::ShutsDownInTime;
 pub use sinks::SinksAreFenced;
 pub use stabilizers::MovesAreHeldBack;
+pub use versions::UnknownVersionsAreRefused;
 
 use std::time::Duration;
 
@@ -78,6 +83,7 @@ impl Oracles {
         let rules = &config.stabilizers;
         Self {
             all: vec![
+                Box::new(Linearizable::default()),
                 Box::new(OneHolder::default()),
                 Box::new(SinksAreFenced::default()),
                 Box::new(TokensRise::default()),
@@ -95,6 +101,8 @@ impl Oracles {
                 Box::new(CallsInBounds::new(nanos(config.timing.heartbeat_interval))),
                 Box::new(ShutsDownInTime::default()),
                 Box::new(LeavesNothing),
+                Box::new(DelaysNoOther::new(config)),
+                Box::new(UnknownVersionsAreRefused::new(nanos(config.timing.heartbeat_interval))),
             ],
             at_most_one_run: AtMostOneRun::default(),
             strict,

@@ -467,7 +467,7 @@ impl Oracle for RunsOnLease {
             Fact::Prolongs { node, deadline, except, session, sent_at } => {
                 self.prolonged(*node, *deadline, except, *session, *sent_at)?;
             }
-            Fact::Stops { node, slot, token } => {
+            Fact::Stops { node, slot, token, .. } => {
                 let run = self.runs.get(node).and_then(|runs| runs.get(slot));
                 run.filter(|run| run.token == *token)
                     .ok_or_else(|| format!("n{node} stops {slot} {token}, which does not run"))?;
@@ -689,7 +689,7 @@ mod tests {
                 (&[opens(1), taken(), until(99, 5), lost(), undone(), prolongs(99, vec![], 6)], "but the record is"),
                 (&[opens(1), taken(), aborts(1, 5, true)], "does not run"),
                 (&[opens(1), taken(), starts(1, 5), Fact::Goes { node: 1, how: Gone::Stopped }], "stops with runners"),
-                (&[Fact::Stops { node: 1, slot: SLOT, token: token(5) }], "does not run"),
+                (&[Fact::Stops { node: 1, slot: SLOT, token: token(5), returns: false }], "does not run"),
                 (&[Fact::Terminates { node: 1, slot: SLOT, obeys: true }], "does as it is told"),
             ],
         );

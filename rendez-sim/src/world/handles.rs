@@ -60,6 +60,11 @@ impl World {
         self.goes(node, Gone::Killed, u64::MAX / 2);
     }
 
+    /// A node whose process is gone is started again.
+    pub fn start_again(&mut self, node: usize) {
+        self.nodes[node].start_at = self.now;
+    }
+
     /// Somebody who is sure that a killed process is gone closes its session.
     ///
     /// # Panics

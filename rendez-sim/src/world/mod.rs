@@ -4,6 +4,7 @@
 //! it. The world tells facts, and judges nothing itself but that work is bounded.
 
 mod handles;
+mod histories;
 mod meter;
 mod network;
 mod node;
@@ -22,6 +23,7 @@ use rendez_core::{
 
 use crate::dice::Dice;
 use crate::faults::{Fault, Faults};
+use crate::observers::Observers;
 use crate::oracles::{Broken, Oracles, Overlap};
 use crate::scenario::{Scenario, Variant};
 use crate::store::{Behaviour, SimStore};
@@ -76,6 +78,9 @@ pub struct World {
     sessions: BTreeSet<SessionId>,
     sinks: BTreeMap<SlotNo, FencingToken>,
     slot_numbers: BTreeMap<Slot, SlotNo>,
+    /// The slots whose histories are judged.
+    watched: Vec<Slot>,
+    asks: u64,
     trouble: trouble::Trouble,
     calm: bool,
 
@@ -107,23 +112,31 @@ impl World {
             config.offer_ttl = Duration::from_millis(300 + dice.below(6000));
         }
         vary(&mut config, scenario.variant);
+        let replica_lag = faults.has(Fault::Failovers).then(|| Duration::from_millis(200 + more.below(2000)));
+        let late = match faults.has(Fault::LateExpiry) {
+            true => Duration::from_millis(more.below(3000)),
+            false => Duration::ZERO,
+        };
+        let observed = faults.has(Fault::ObservedExpiry);
+        let timing = &config.timing;
+        let observers = observed.then(|| Observers::new(timing.clock_rate_error_ppm, late));
+        // Each node looks with every heartbeat.
+        let looks_every = timing.heartbeat_interval * (1000 + timing.heartbeat_jitter_permille) / 1000;
         let behaviour = Behaviour {
-            replica_lag: faults.has(Fault::Failovers).then(|| Duration::from_millis(200 + more.below(2000))),
-            lateness: if faults.has(Fault::LateExpiry) {
-                Duration::from_millis(more.below(3000))
-            } else {
-                Duration::ZERO
-            },
+            replica_lag,
+            lateness: if observed { Duration::ZERO } else { late },
             forgetful: faults.has(Fault::ForgetfulLog),
             rate: 0,
         };
         let mut capabilities = Capabilities::strict("model");
-        capabilities.expiry_lateness_max = behaviour.lateness;
-        capabilities.replica_lag_max = behaviour.replica_lag.unwrap_or_default();
+        capabilities.expiry_lateness_max = observers
+            .as_ref()
+            .map_or(late, |observers| observers.lateness(timing.session_ttl, looks_every + timing.operation_timeout));
+        capabilities.replica_lag_max = replica_lag.unwrap_or_default();
         if faults.has(Fault::SmallPages) {
             capabilities.changes_max = 1 + more.below(4) as usize;
         }
-        let store = SimStore::new(dice.roll(), capabilities, behaviour);
+        let store = SimStore::new(dice.roll(), capabilities, behaviour, observers);
         let mut nodes = Vec::new();
         for index in 0..scenario.nodes {
             let rate = if faults.has(Fault::Clocks) { dice.below(1900) as i64 - 950 } else { 0 };
@@ -154,6 +167,8 @@ impl World {
             sessions: BTreeSet::new(),
             sinks: BTreeMap::new(),
             slot_numbers: BTreeMap::new(),
+            watched: histories::choose(&scenario),
+            asks: 0,
             trouble: trouble::Trouble::default(),
             calm: false,
             at_once: 0,

@@ -11,6 +11,7 @@ use rendez_core::{
 
 use super::{MS, S, What, World};
 use crate::faults::Fault;
+use crate::observers::Observer;
 use crate::trace::{By, CallKind, Fact, Lease, Loss, SessionEnd};
 
 /// The slots that a request is about, with their records before it.
@@ -89,7 +90,13 @@ impl World {
         };
         let empty = self.store.model.generation().is_none();
         let before = (self.store.model.generation(), self.store.model.revision());
-        let result = self.store.call(self.now, call);
+        let hears = answer && self.nodes[node].deaf_until <= self.now && {
+            let now = self.now;
+            self.process(node, life).is_some_and(|process| process.paused_until <= now)
+        };
+        let observer = Observer { node, life, clock: self.local(node), hears };
+        let result = self.store.call(self.now, call, &observer);
+        self.happened.add_if(self.store.observers_end(), Fault::ObservedExpiry);
         if let Ok(reply) = &result {
             self.traffic.count(reply);
         }
@@ -99,6 +106,7 @@ impl World {
             self.fact(Fact::Remembers { token: self.store.model.token() });
         }
         if self.judged {
+            self.tell_asks(node, life, request, call, &result, answer);
             if before != (self.store.model.generation(), self.store.model.revision()) {
                 self.tell_sessions(node, call);
             }
@@ -314,7 +322,7 @@ impl World {
     }
 }
 
-fn lease(record: Option<&SlotRecord>) -> Lease {
+pub(super) fn lease(record: Option<&SlotRecord>) -> Lease {
     record.map_or_else(Lease::default, |record| Lease {
         token: record.token,
         holder: record.holder.as_ref().map(|holder| holder.session),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rendez_core::{
     Action, ClusterSettings, Declared, DynamicWorkloads, Engine, EngineSetup, Event, FencingToken, Incarnation, Input,
-    NodeId, NodeInfo, OperationId, Reply, RequestId, RunnerEnd, Slot, Sync, Timestamp, WorkloadName, ZoneName,
+    NodeId, NodeInfo, OperationId, PROTOCOL_VERSION, Reply, RequestId, RunnerEnd, Slot, StopReason, Sync, Timestamp,
+    WorkloadName, ZoneName,
 };
 
 use super::{MS, S, What, World, policy};
@@ -30,9 +31,13 @@ pub(super) struct Running {
 pub(super) struct Process {
     pub(super) engine: Engine,
     pub(super) life: u32,
+    /// It speaks a version of the protocol that nobody knows.
+    pub(super) stranger: bool,
     pub(super) runners: BTreeMap<Slot, Running>,
     /// Requests without an answer.
     pub(super) waiting: BTreeSet<RequestId>,
+    /// What the answers to requests will say of slots whose history is judged: where in the answer, and the request's number.
+    pub(super) asked: BTreeMap<RequestId, Vec<(usize, u64, SlotNo)>>,
     /// When requests were sent whose answers were not taken in.
     sent_at: BTreeMap<RequestId, u64>,
     /// When the request was sent whose answer was taken in last.
@@ -125,6 +130,12 @@ impl World {
         if self.has(Fault::Zones) {
             info.zone = ZoneName::new(format!("z{}", index % 2)).ok();
         }
+        if self.suffers(Fault::MixedVersions) && self.more.one_in(4) {
+            info.protocol = if self.more.one_in(3) { 0 } else { PROTOCOL_VERSION + 1 };
+            self.trouble(Fault::MixedVersions, index as u64);
+        }
+        let version = info.protocol;
+        let stranger = version != PROTOCOL_VERSION;
         let setup = EngineSetup {
             info,
             incarnation: Incarnation::from_bits(u128::from(self.dice.roll())),
@@ -138,8 +149,10 @@ impl World {
         node.process = Some(Process {
             engine: Engine::new(now, setup),
             life: node.life,
+            stranger,
             runners: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            asked: BTreeMap::new(),
             sent_at: BTreeMap::new(),
             heard_of: 0,
             reads_on: false,
@@ -149,6 +162,9 @@ impl World {
             wake_at: u64::MAX,
         });
         self.fact(Fact::Begins { node: index });
+        if self.has(Fault::MixedVersions) {
+            self.fact(Fact::Speaks { node: index, version, known: !stranger });
+        }
         self.drive(index);
     }
 
@@ -201,6 +217,9 @@ impl World {
             | Input::Command(_) => None,
         };
         fact.into_iter().for_each(|fact| self.fact(fact));
+        if let Input::Reply(request, result) = &input {
+            self.tell_answers(index, life, *request, result);
+        }
         let begun = self.meter.begin();
         if let Some(process) = self.process(index, life) {
             process.engine.handle(now, input);
@@ -255,9 +274,10 @@ impl World {
                 let session = process.engine.session().map(|(session, _)| session);
                 self.fact(Fact::Prolongs { node: index, deadline, except, session, sent_at });
             }
-            Action::Stop { slot, token, .. } => {
+            Action::Stop { slot, token, why, .. } => {
                 let number = self.slot_no(&slot);
-                self.fact(Fact::Stops { node: index, slot: number, token });
+                let returns = !matches!(why, StopReason::Deadline | StopReason::Lost);
+                self.fact(Fact::Stops { node: index, slot: number, token, returns });
                 let faulty = self.suffers(Fault::Runners);
                 let budget = self.config.timing.stop_budget.as_nanos() as u64;
                 let takes = if faulty { self.dice.below(budget * 5 / 4) } else { self.dice.below(50 * MS) };

@@ -31,6 +31,7 @@ impl World {
             node.start_at = node.start_at.min(self.now + S);
             (node.mute_until, node.deaf_until) = (0, 0);
         }
+        self.replace_strangers(S);
         if [Fault::Wishes, Fault::Programs, Fault::Zones].into_iter().any(|fault| self.has(fault)) {
             self.settle_minds();
         }

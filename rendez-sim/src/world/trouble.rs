@@ -148,6 +148,9 @@ impl World {
         if self.has(Fault::Zones) && self.now >= self.store_down_until && self.more.one_in(self.odds(80)) {
             self.bind_to_zone();
         }
+        if self.has(Fault::MixedVersions) && self.more.one_in(self.odds(100)) {
+            self.replace_strangers(2 * S);
+        }
         if self.has(Fault::ClockJumps) && self.more.one_in(self.odds(100)) {
             self.jump(index);
         }
@@ -158,6 +161,15 @@ impl World {
             (Fault::Clocks, self.steps > 0),
         ] {
             self.happened.add_if(at_work && self.has(fault), fault);
+        }
+    }
+
+    /// Somebody notices the nodes that are refused for their version, and starts another release in their place.
+    pub(super) fn replace_strangers(&mut self, back_after: u64) {
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].process.as_ref().is_some_and(|process| process.stranger) {
+                self.goes(index, Gone::Killed, back_after);
+            }
         }
     }
 
