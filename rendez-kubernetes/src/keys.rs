@@ -140,10 +140,6 @@ impl Keys {
         self.lease(&Name::Meta)
     }
 
-    pub(crate) fn node(&self, node: &NodeId) -> String {
-        self.lease(&Name::Node(node.clone()))
-    }
-
     pub(crate) fn slot(&self, slot: &Slot) -> String {
         self.lease(&Name::Slot(slot.clone()))
     }
@@ -225,7 +221,7 @@ mod tests {
     fn names_and_labels_are_as_documented() {
         let keys = Keys::new(&ClusterName::new("orders").unwrap());
         assert_eq!(keys.meta(), "rendez.orders.meta");
-        assert_eq!(keys.node(&"worker-a".try_into().unwrap()), "rendez.orders.node.worker-a");
+        assert_eq!(keys.lease(&Name::Node("worker-a".try_into().unwrap())), "rendez.orders.node.worker-a");
         assert_eq!(keys.slot(&"inbox/3".parse().unwrap()), "rendez.orders.slot.inbox.3");
         assert_eq!(keys.selector(), "rendez.dev/cluster=orders");
         let odd = Keys::new(&ClusterName::new("Orders of é/1").unwrap());

@@ -157,11 +157,6 @@ impl Picture {
         self.base(lease).map(|base| base.version)
     }
 
-    /// The version that any answer or event has shown; not lower than what the picture shows.
-    pub(crate) fn reached(&self) -> u64 {
-        self.reached.max(self.mirror.covered().0)
-    }
-
     pub(crate) fn reach(&mut self, version: u64) {
         self.reached = self.reached.max(version);
     }
@@ -189,25 +184,23 @@ impl Picture {
         }
     }
 
+    /// The nodes' Leases, with what stands in them and since when.
+    fn nodes(&self) -> impl Iterator<Item = (&String, &Base, &NodeValue, Instant)> {
+        self.by_session.values().filter_map(|lease| match self.leases.get(lease)? {
+            Seen { base, what: What::Node(value, since) } => Some((lease, base, &**value, *since)),
+            Seen { what: What::Meta | What::Slot(..) | What::Record(_), .. } => None,
+        })
+    }
+
     /// The sessions that were seen unchanged for longer than they live.
     pub(crate) fn overdue(&self) -> Vec<Overdue> {
-        let mut overdue = Vec::new();
-        for (lease, seen) in &self.leases {
-            if let What::Node(value, since) = &seen.what
-                && since.elapsed() >= lifetime(value)
-            {
-                overdue.push(Overdue { lease: lease.clone(), base: seen.base.clone() });
-            }
-        }
-        overdue
+        let over = self.nodes().filter(|(_, _, value, since)| since.elapsed() >= lifetime(value));
+        over.map(|(lease, base, ..)| Overdue { lease: lease.clone(), base: base.clone() }).collect()
     }
 
     /// How long until a session or the quiet time ends, if none is extended.
     pub(crate) fn next_end(&self) -> Option<Duration> {
-        let sessions = self.leases.values().filter_map(|seen| match &seen.what {
-            What::Node(value, since) => Some(lifetime(value).saturating_sub(since.elapsed())),
-            What::Meta | What::Slot(..) | What::Record(_) => None,
-        });
+        let sessions = self.nodes().map(|(_, _, value, since)| lifetime(value).saturating_sub(since.elapsed()));
         let quiet = self.quiet.map(|(quiet, noted)| quiet.lasts.saturating_sub(noted.elapsed()));
         sessions.chain(quiet).min()
     }

@@ -3,10 +3,10 @@
 use rendez_testkit::servers::Verb;
 
 /// The manifest that the documentation tells operators to apply.
-pub const MANIFEST: &str = include_str!("../../manifests/rbac.yaml");
+const MANIFEST: &str = include_str!("../../manifests/rbac.yaml");
 
 /// The verbs of the manifest's one rule; its resource must be Leases and nothing else.
-pub fn verbs() -> Result<Vec<Verb>, String> {
+pub(crate) fn verbs() -> Result<Vec<Verb>, String> {
     let field = |name: &str| {
         let lines: Vec<&str> = MANIFEST.lines().filter_map(|line| line.trim_start_matches("- ").trim().strip_prefix(name)).collect();
         match lines[..] {

@@ -128,10 +128,6 @@ impl Objects {
         Self { version: 1, now: BTreeMap::new(), history: VecDeque::new(), forgotten: 0 }
     }
 
-    pub(super) fn version(&self) -> u64 {
-        self.version
-    }
-
     /// Something else than a Lease has changed: the counter is one for everything.
     pub(super) fn skip(&mut self, versions: u64) {
         self.version += versions;
@@ -251,22 +247,16 @@ impl Objects {
         Ok(uid)
     }
 
-    /// All objects as they were at a version.
-    fn at(&self, version: u64) -> Result<BTreeMap<Key, Arc<Stored>>, Refusal> {
+    /// What has changed since a version: each object as it was then.
+    fn since(&self, version: u64) -> Result<BTreeMap<&Key, Option<&Arc<Stored>>>, Refusal> {
         if version > self.version {
             return Err(Refusal::too_large(version, self.version));
         }
         if version < self.forgotten {
             return Err(Refusal::expired(version, self.forgotten));
         }
-        let mut all = self.now.clone();
-        for happened in self.history.iter().rev().take_while(|happened| happened.version > version) {
-            match &happened.before {
-                Some(before) => all.insert(happened.key.clone(), Arc::clone(before)),
-                None => all.remove(&happened.key),
-            };
-        }
-        Ok(all)
+        let later = self.history.iter().rev().take_while(|happened| happened.version > version);
+        Ok(later.map(|happened| (&happened.key, happened.before.as_ref())).collect())
     }
 
     pub(super) fn list(&self, namespace: &str, wanted: &Wanted) -> Result<Page, Refusal> {
@@ -283,20 +273,21 @@ impl Objects {
             }
             None => (wanted.exactly.unwrap_or(self.version), None),
         };
-        let all = self.at(version)?;
-        let mut items: Vec<Arc<Stored>> = Vec::new();
-        let mut names: Vec<&str> = Vec::new();
-        for ((space, name), stored) in &all {
-            let later = after.as_ref().is_none_or(|after| name > after);
-            if space == namespace && later && matches(&wanted.selector, stored) {
-                names.push(name);
-                items.push(Arc::clone(stored));
-            }
-        }
+        let then = self.since(version)?;
+        let unchanged = self.now.iter().filter(|(key, _)| !then.contains_key(key));
+        let changed = then.iter().filter_map(|(key, stored)| Some((*key, (*stored)?)));
+        let mut found: Vec<(&str, &Arc<Stored>)> = unchanged
+            .chain(changed)
+            .filter(|((space, _), stored)| space == namespace && matches(&wanted.selector, stored))
+            .map(|((_, name), stored)| (name.as_str(), stored))
+            .filter(|(name, _)| after.as_deref().is_none_or(|after| *name > after))
+            .collect();
+        found.sort_by_key(|(name, _)| *name);
         let limit = wanted.limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        let remaining = items.len().saturating_sub(limit);
-        items.truncate(limit);
-        let next = (remaining > 0).then(|| format!("{version}/{}", names[limit - 1]));
+        let remaining = found.len().saturating_sub(limit);
+        found.truncate(limit);
+        let next = found.last().filter(|_| remaining > 0).map(|(name, _)| format!("{version}/{name}"));
+        let items = found.into_iter().map(|(_, stored)| Arc::clone(stored)).collect();
         Ok(Page { version, items, next, remaining })
     }
 
@@ -390,7 +381,7 @@ mod tests {
         assert_eq!(replace(&mut all, Some("another"), Some(one.version), "y").unwrap_err().code, 409);
         // What changes nothing has no new version.
         let (same, _) = replace(&mut all, Some(&uid), Some(one.version), "x").unwrap();
-        assert_eq!((same.version, all.version()), (one.version, one.version));
+        assert_eq!((same.version, all.version), (one.version, one.version));
         let (two, _) = replace(&mut all, Some(&uid), Some(one.version), "y").unwrap();
         assert!(two.version > one.version);
         let options = |version: u64| json!({ "preconditions": { "uid": uid, "resourceVersion": version.to_string() } });
@@ -409,7 +400,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             all.create("n", &lease(name, "x"), CLOCK).unwrap();
         }
-        let then = all.version();
+        let then = all.version;
         all.delete("n", "b", &json!({})).unwrap();
         all.create("n", &lease("d", "x"), CLOCK).unwrap();
         all.create("other", &lease("e", "x"), CLOCK).unwrap();
@@ -433,7 +424,7 @@ mod tests {
     #[test]
     fn a_watch_is_told_what_happened_in_order_until_that_is_forgotten() {
         let mut all = Objects::new();
-        let start = all.version();
+        let start = all.version;
         let one = all.create("n", &lease("a", "x"), CLOCK).unwrap();
         all.create("other", &lease("a", "x"), CLOCK).unwrap();
         all.replace("n", "a", &with(lease("a", "y"), None, Some(one.version)), CLOCK).unwrap();
@@ -441,12 +432,12 @@ mod tests {
         let (events, reached) = all.events("n", &Vec::new(), start, 100).unwrap();
         let words: Vec<&str> = events.iter().filter_map(|event| event.split('"').nth(3)).collect();
         assert_eq!(words, ["ADDED", "MODIFIED", "DELETED"]);
-        assert!(events[2].contains(&format!("\"resourceVersion\":\"{}\"", all.version())), "{}", events[2]);
-        assert_eq!(reached, all.version());
+        assert!(events[2].contains(&format!("\"resourceVersion\":\"{}\"", all.version)), "{}", events[2]);
+        assert_eq!(reached, all.version);
         let (first, reached) = all.events("n", &Vec::new(), start, 1).unwrap();
-        assert_eq!((first.len(), reached < all.version()), (1, true));
+        assert_eq!((first.len(), reached < all.version), (1, true));
         all.compact();
         assert_eq!(all.events("n", &Vec::new(), start, 100).unwrap_err().code, 410);
-        assert!(all.can_watch(all.version() + 1).is_err());
+        assert!(all.can_watch(all.version + 1).is_err());
     }
 }
