@@ -100,7 +100,8 @@ struct Faults {
 #[derive(Debug, Default)]
 struct Counts {
     requests: [AtomicUsize; Verb::ALL.len()],
-    bytes: AtomicUsize,
+    received: AtomicUsize,
+    sent: AtomicUsize,
 }
 
 struct Shared {
@@ -165,7 +166,11 @@ impl Shared {
 
     fn count(&self, verb: Verb, bytes: usize) {
         self.counts.requests[verb as usize].fetch_add(1, Ordering::Relaxed);
-        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counts.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn count_sent(&self, bytes: usize) {
+        self.counts.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn bookmark_interval(&self) -> Duration {
@@ -396,10 +401,11 @@ impl KubernetesServer {
         self.shared.counts.requests[verb as usize].load(Ordering::Relaxed)
     }
 
-    /// How many bytes requests have brought.
+    /// How many bytes of bodies requests have brought, and answers and watches have taken.
     #[must_use]
-    pub fn bytes_received(&self) -> usize {
-        self.shared.counts.bytes.load(Ordering::Relaxed)
+    pub fn bytes(&self) -> (usize, usize) {
+        let counts = &self.shared.counts;
+        (counts.received.load(Ordering::Relaxed), counts.sent.load(Ordering::Relaxed))
     }
 }
 

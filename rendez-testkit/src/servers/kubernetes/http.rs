@@ -104,7 +104,10 @@ pub(super) async fn answer(
     let answer = serve(&shared, request).await;
     // A server that stands still answers nothing.
     shared.go_on().await;
-    Ok(answer.unwrap_or_else(|refusal| refuse(&refusal)))
+    let answer = answer.unwrap_or_else(|refusal| refuse(&refusal));
+    let bytes = hyper::body::Body::size_hint(answer.body()).exact().unwrap_or(0);
+    shared.count_sent(usize::try_from(bytes).unwrap_or(usize::MAX));
+    Ok(answer)
 }
 
 async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -253,6 +256,7 @@ fn watch(shared: &Arc<Shared>, namespace: &str, query: &Query) -> Result<Respons
     };
     let frames = stream::unfold(watching, |mut watching| async move {
         let text = watching.next().await?;
+        watching.shared.count_sent(text.len());
         Some((Ok(Frame::data(Bytes::from(text))), watching))
     });
     let mut response = reply(200, "");
