@@ -183,11 +183,7 @@ impl Shared {
     // --- requests to the server ---
 
     /// Sends a request, unless the server has asked to be left alone.
-    async fn call<T>(
-        &self,
-        stage: Stage,
-        request: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, Wrong> {
+    async fn call<T>(&self, stage: Stage, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Wrong> {
         {
             let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((until, said)) = rest.as_ref() {
@@ -342,11 +338,8 @@ impl Shared {
                 let settings = picture.mirror.settings().map(|settings| settings.session_ttl_max);
                 let ttls = sessions.chain(settings).chain([known.session_ttl_max]);
                 let quiet = quiet_time(ttls, capabilities.ttl_max, capabilities.replica_lag_max);
-                let found = Found {
-                    meta: picture.meta(),
-                    went_back: picture.went_back,
-                    seen: picture.mirror.token().get(),
-                };
+                let found =
+                    Found { meta: picture.meta(), went_back: picture.went_back, seen: picture.mirror.token().get() };
                 judge(&found, known, drawn, clock, quiet)
             });
             let Some(next) = verdict else { break };

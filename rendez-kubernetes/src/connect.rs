@@ -1,9 +1,9 @@
 //! The client: from a kubeconfig file, the pod's service account, or the user's own; looked at once.
 
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use k8s_openapi::api::coordination::v1::Lease;
 use rendez_core::StoreError;
 
 use crate::errors::{Stage, sort, timed_out};

@@ -235,7 +235,8 @@ pub(crate) fn read(keys: &Keys, lease: &Lease) -> Result<Object, StoreError> {
             let mut slot: SlotRecord = parse(&called, record)?;
             slot.revision = Revision(revision);
             let checkpoint = annotation(keys::CHECKPOINT);
-            let checkpoint = checkpoint.map(|text| from_hex(text).ok_or_else(|| wrong("its checkpoint"))).transpose()?;
+            let checkpoint =
+                checkpoint.map(|text| from_hex(text).ok_or_else(|| wrong("its checkpoint"))).transpose()?;
             Value::Slot(Box::new(slot), checkpoint)
         }
         Name::Record(key) => {
@@ -338,7 +339,10 @@ mod tests {
         assert_eq!((&lease.metadata.uid, &lease.metadata.resource_version), (&None, &None));
         let spec = lease.spec.clone().unwrap();
         assert_eq!(spec.holder_identity.as_deref(), Some("a/B"));
-        assert_eq!((spec.lease_transitions, spec.acquire_time, spec.renew_time.clone()), (Some(1), time(NOW), time(NOW)));
+        assert_eq!(
+            (spec.lease_transitions, spec.acquire_time, spec.renew_time.clone()),
+            (Some(1), time(NOW), time(NOW))
+        );
         let object = read(&keys, &stored(lease)).unwrap();
         assert_eq!(object.value, Value::Slot(Box::new(slot_record()), Some(bytes.clone())));
         // Free, over a version: both parts of that are named, and nobody holds it.

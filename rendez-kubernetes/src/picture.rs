@@ -70,9 +70,8 @@ impl Listing {
     /// Whether the picture shows all that has happened until the list was made.
     pub(crate) fn is_shown(&self, picture: &Picture) -> bool {
         let covered = picture.mirror.covered().0;
-        let is_there = |(lease, seen): (&String, &Seen)| {
-            seen.base.version > self.version || self.leases.contains(lease)
-        };
+        let is_there =
+            |(lease, seen): (&String, &Seen)| seen.base.version > self.version || self.leases.contains(lease);
         covered >= self.version || (covered >= self.newest && picture.leases.iter().all(is_there))
     }
 }
@@ -139,8 +138,7 @@ impl Picture {
 
     /// How long nothing is granted yet.
     pub(crate) fn quiet_left(&self) -> Duration {
-        self.quiet
-            .map_or(Duration::ZERO, |(quiet, noted)| quiet.lasts.saturating_sub(noted.elapsed()).max(QUIET_LATE))
+        self.quiet.map_or(Duration::ZERO, |(quiet, noted)| quiet.lasts.saturating_sub(noted.elapsed()).max(QUIET_LATE))
     }
 
     /// Whether the quiet time has stood for as long as it lasts.

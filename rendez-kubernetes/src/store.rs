@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use kube::Client;
 use rendez_core::{
     AdminOutcome, AdminRequest, Beat, Capabilities, ChangeReply, ChangeRequest, CloseRequest, ClusterName,
-    ClusterSettings, Cursor, Decision, Fencing, FencingToken, HeartbeatRequest, Known, LeaseStore, OpenRequest, Opening,
-    Record, RecordKey, Revision, SessionId, SessionRecord, Slot, SnapshotPage, SnapshotRequest, StoreError, Sync, Watch,
-    WorkloadName,
+    ClusterSettings, Cursor, Decision, Fencing, FencingToken, HeartbeatRequest, Known, LeaseStore, OpenRequest,
+    Opening, Record, RecordKey, Revision, SessionId, SessionRecord, Slot, SnapshotPage, SnapshotRequest, StoreError,
+    Sync, Watch, WorkloadName,
 };
 
 use crate::change::{self, CHANGES_MAX};
@@ -326,8 +326,7 @@ impl Work {
 
     async fn change(self, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
         let shared = self.shared();
-        let (entered, found) =
-            futures_util::join!(self.enter(&request.known, true), shared.find(request.session));
+        let (entered, found) = futures_util::join!(self.enter(&request.known, true), shared.find(request.session));
         entered?;
         if found?.is_none() || shared.read(|picture| picture.lease_of(request.session).is_none()) {
             return Err(lost());

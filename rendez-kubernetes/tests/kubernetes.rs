@@ -325,10 +325,7 @@ async fn what_somebody_deletes_by_hand_is_noticed_as_far_as_anybody_remembers() 
     let stamp = world.beat(a).await.unwrap().stamp;
     let world = World { known: Known { generation: Some(stamp.generation), ..Known::default() }, ..world };
     world.server().delete("rendez.test.meta").await.unwrap();
-    until("another generation", async || {
-        world.beat(a).await.unwrap().stamp.generation != stamp.generation
-    })
-    .await;
+    until("another generation", async || world.beat(a).await.unwrap().stamp.generation != stamp.generation).await;
     let after = world.beat(a).await.unwrap().stamp;
     assert!(!after.quiet.is_zero() && after.token.get() >= next.get() + TOKEN_FLOOR_STEP, "{after:?}");
     let outcome = world.change(a, &slot("w/1"), NONE, acquire()).await;
@@ -353,9 +350,14 @@ async fn data_that_went_back_are_a_new_generation() {
         world.server().replace(&lease).await.unwrap();
     }
     let world = World { known: Known { generation: Some(stamp.generation), token, ..Known::default() }, ..world };
-    until("another generation", async || {
-        let (now, _) = world.snapshot(None).await;
-        now.generation != stamp.generation && !now.quiet.is_zero()
+    let look = SnapshotRequest { known: world.known.clone(), session: None, cursor: None };
+    until("another generation", async || match world.store.snapshot(&world.cluster, &look).await {
+        Ok(page) => page.stamp.generation != stamp.generation && !page.stamp.quiet.is_zero(),
+        // Its connections were cut.
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+            false
+        }
     })
     .await;
 }
@@ -397,7 +399,8 @@ async fn a_reported_token_is_never_granted_again() {
     knowing.beat(a).await.unwrap();
     let token = world.acquire(a, &slot("w/0"), NONE).await;
     assert!(token > far);
-    let last = World { known: Known { token: FencingToken::new(TOKEN_MAX), ..Known::default() }, ..another(&world).await };
+    let last =
+        World { known: Known { token: FencingToken::new(TOKEN_MAX), ..Known::default() }, ..another(&world).await };
     last.beat(a).await.unwrap();
     assert_eq!(kind(world.changes(a, vec![(slot("w/1"), NONE, acquire())]).await), ErrorKind::Fatal);
 }
@@ -445,7 +448,8 @@ async fn what_others_wrote_is_named_and_other_clusters_go_on() {
 async fn a_client_of_ones_own_can_be_used() {
     let server = KubernetesServer::start().await.unwrap();
     let mut config = kube::Config::new(server.http_url().parse().unwrap());
-    config.auth_info = kube::config::AuthInfo { token: Some(server.admin_token().to_owned().into()), ..Default::default() };
+    config.auth_info =
+        kube::config::AuthInfo { token: Some(server.admin_token().to_owned().into()), ..Default::default() };
     config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
     let store = KubernetesStore::from_client(client.clone(), server.namespace(), options()).await.unwrap();

@@ -39,7 +39,13 @@ async fn head(stream: &mut BufReader<TcpStream>) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), head)
 }
 
-async fn ask_as(server: &KubernetesServer, token: &str, method: &str, path: &str, body: &Value) -> (u16, Value, String) {
+async fn ask_as(
+    server: &KubernetesServer,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> (u16, Value, String) {
     let answered = tokio::time::timeout(BOUND, async {
         let mut stream = send(server, method, path, token, body).await;
         let (status, head) = head(&mut stream).await;
@@ -199,7 +205,10 @@ async fn users_may_do_what_their_role_says() {
     assert_eq!(ask_as(&server, "reader", "GET", LEASES, &Value::Null).await.0, 200);
     let (status, answer, _) = ask_as(&server, "reader", "POST", LEASES, &lease("a", "x")).await;
     assert_eq!((status, &answer["reason"]), (403, &"Forbidden".into()));
-    assert_eq!(ask_as(&server, "reader", "GET", &format!("{LEASES}?watch=1&resourceVersion=1"), &Value::Null).await.0, 403);
+    assert_eq!(
+        ask_as(&server, "reader", "GET", &format!("{LEASES}?watch=1&resourceVersion=1"), &Value::Null).await.0,
+        403
+    );
     let elsewhere = LEASES.replace("rendez-test", "other");
     assert_eq!(ask_as(&server, "reader", "GET", &elsewhere, &Value::Null).await.0, 403);
 }

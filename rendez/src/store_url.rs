@@ -67,7 +67,10 @@ struct Scheme {
 }
 
 /// What a store's crate brings: a type of options with `set` and the field `operation_timeout`, and a store with `connect`.
-#[cfg_attr(not(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "kubernetes", feature = "file")), allow(unused_macros))]
+#[cfg_attr(
+    not(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "kubernetes", feature = "file")),
+    allow(unused_macros)
+)]
 macro_rules! store_of {
     ($name:literal, $store:path, $options:path) => {{
         fn options(texts: &Options, operation_timeout: Duration) -> Result<$options, StoreError> {

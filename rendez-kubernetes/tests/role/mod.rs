@@ -8,9 +8,12 @@ const MANIFEST: &str = include_str!("../../manifests/rbac.yaml");
 /// The verbs of the manifest's one rule; its resource must be Leases and nothing else.
 pub(crate) fn verbs() -> Result<Vec<Verb>, String> {
     let field = |name: &str| {
-        let lines: Vec<&str> = MANIFEST.lines().filter_map(|line| line.trim_start_matches("- ").trim().strip_prefix(name)).collect();
+        let lines: Vec<&str> =
+            MANIFEST.lines().filter_map(|line| line.trim_start_matches("- ").trim().strip_prefix(name)).collect();
         match lines[..] {
-            [one] => Ok(one.trim().trim_matches(['[', ']']).split(", ").map(|it| it.trim_matches('"')).collect::<Vec<_>>()),
+            [one] => {
+                Ok(one.trim().trim_matches(['[', ']']).split(", ").map(|it| it.trim_matches('"')).collect::<Vec<_>>())
+            }
             _ => Err(format!("the manifest must have one {name}, it has {}", lines.len())),
         }
     };

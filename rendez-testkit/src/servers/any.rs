@@ -142,6 +142,8 @@ mod tests {
         for kind in StoreKind::ALL {
             assert_eq!(kind.as_str().parse::<StoreKind>().unwrap(), kind);
         }
-        assert!("mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, kubernetes, file"));
+        assert!(
+            "mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, kubernetes, file")
+        );
     }
 }

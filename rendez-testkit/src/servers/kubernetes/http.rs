@@ -96,10 +96,7 @@ fn refuse(refusal: &Refusal) -> Response<Body> {
 }
 
 /// Answers one request.
-pub(super) async fn answer(
-    shared: Arc<Shared>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     shared.go_on().await;
     let answer = serve(&shared, request).await;
     // A server that stands still answers nothing.
@@ -274,8 +271,7 @@ impl Watching {
             }
             changed.mark_unchanged();
             self.shared.go_on().await;
-            let told =
-                self.shared.read(|all| all.events(&self.namespace, &self.selector, self.after, EVENTS_MAX));
+            let told = self.shared.read(|all| all.events(&self.namespace, &self.selector, self.after, EVENTS_MAX));
             match told {
                 Ok((events, reached)) => {
                     self.after = reached;

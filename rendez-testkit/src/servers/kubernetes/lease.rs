@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_as_the_real_server_does() {
-        send("a-1.b", json!({ "holderIdentity": "x", "leaseDurationSeconds": 1, "leaseTransitions": 0 }), "A_b.c").unwrap();
+        send("a-1.b", json!({ "holderIdentity": "x", "leaseDurationSeconds": 1, "leaseTransitions": 0 }), "A_b.c")
+            .unwrap();
         for name in ["a:b", "a_b", "Ab", "a/b", "", ".a", "a.", "-a", "a..b", &"a".repeat(254)] {
             assert_eq!(send(name, json!({}), "").unwrap_err().code, 422, "{name}");
         }
