@@ -89,7 +89,7 @@ pub(crate) async fn make(shared: &Shared, request: &ChangeRequest) -> Result<Cha
     let made: Vec<Result<Made, StoreError>> = stream::iter(making).buffer_unordered(CALLS_AT_ONCE).collect().await;
     let written = made.iter().flatten().filter_map(|made| made.written).max();
     let mut outcomes: BTreeMap<usize, ChangeOutcome> = BTreeMap::new();
-    let (mut token, mut created) = (FencingToken::NONE, false);
+    let (mut token, mut created, mut failed) = (FencingToken::NONE, false, None::<StoreError>);
     for made in made {
         match made {
             Ok(made) => {
@@ -97,13 +97,18 @@ pub(crate) async fn make(shared: &Shared, request: &ChangeRequest) -> Result<Cha
                 created |= made.created;
                 outcomes.extend(made.outcomes);
             }
-            // A part of the batch was made: nobody may take the whole for undone.
-            Err(error) if written.is_some() && error.kind() != ErrorKind::Fatal => {
-                let what = format!("a part of the changes was made, another failed: {}", error.message());
-                return Err(StoreError::new(ErrorKind::Ambiguous, what).with_source(error));
-            }
-            Err(error) => return Err(error),
+            Err(error) if failed.as_ref().is_none_or(|worst| weight(worst) < weight(&error)) => failed = Some(error),
+            Err(_) => {}
         }
+    }
+    match failed {
+        // A part of the batch was made: nobody may take the whole for undone.
+        Some(error) if written.is_some() && error.kind() != ErrorKind::Fatal => {
+            let what = format!("a part of the changes was made, another failed: {}", error.message());
+            return Err(StoreError::new(ErrorKind::Ambiguous, what).with_source(error));
+        }
+        Some(error) => return Err(error),
+        None => {}
     }
     if let Some(version) = written {
         shared.see(version).await?;
@@ -112,6 +117,15 @@ pub(crate) async fn make(shared: &Shared, request: &ChangeRequest) -> Result<Cha
         raise_what_is_too_low(shared, request, &mut outcomes).await?;
     }
     Ok(ChangeReply { stamp: shared.stamp(&request.known, token), outcomes: outcomes.into_values().collect() })
+}
+
+/// Of several errors the one is told that leaves the most open, but for what can never work.
+fn weight(error: &StoreError) -> u8 {
+    match error.kind() {
+        ErrorKind::Fatal => 2,
+        ErrorKind::Ambiguous => 1,
+        _ => 0,
+    }
 }
 
 /// Offers and transfers go to sessions that must live now, and not only in the picture.

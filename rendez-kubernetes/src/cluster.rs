@@ -17,9 +17,9 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::clock::Clock;
 use crate::connect::Server;
 use crate::encode::{self, Base, Draft, Meta};
-use crate::errors::{Stage, Wrong, again, sort};
+use crate::errors::{Stage, Wrong, again, damaged, sort};
 use crate::history::{Found, judge};
-use crate::keys::{Keys, Name, SESSION_LABEL};
+use crate::keys::{CLUSTER_LABEL, Keys, Name, SESSION_LABEL};
 use crate::options::fatal;
 use crate::picture::{Listing, Overdue, Picture};
 use crate::watch::follow;
@@ -257,8 +257,12 @@ impl Shared {
             let before = self.read(|picture| picture.version(lease));
             match self.get(lease).await? {
                 Some(found) => {
-                    let version = encode::version(&found).unwrap_or(0);
-                    return self.see(version).await;
+                    // The watch tells of no Lease without the cluster's label.
+                    let label = found.metadata.labels.as_ref().and_then(|labels| labels.get(CLUSTER_LABEL));
+                    if label.is_none_or(|label| label != self.keys.cluster_label()) {
+                        return Err(damaged(lease, "it has not the cluster's label"));
+                    }
+                    return self.see(encode::version(&found).unwrap_or(0)).await;
                 }
                 None if before.is_none() => return Ok(()),
                 // It was deleted, once at least: look again when the picture shows something else.
@@ -312,8 +316,9 @@ impl Shared {
 
     // --- what every request begins with ---
 
-    /// A picture in a generation that is the data's and has heard what the node knows, without sessions whose time is
-    /// over. With `fresh`, what holds for the whole cluster is as of now; without, as the picture shows it.
+    /// A picture in a generation that is the data's and has heard what the node knows. With `fresh`, what holds for the
+    /// whole cluster is as of now, and sessions whose time is over are ended; without, it is as the picture shows it, and
+    /// nothing of others keeps the request waiting.
     pub(crate) async fn enter(
         &self,
         known: &Known,
@@ -357,7 +362,7 @@ impl Shared {
             }
             self.write_meta(&next).await?;
         }
-        self.end_what_is_over().await
+        if fresh { self.end_what_is_over().await } else { Ok(()) }
     }
 
     /// Writes what holds for the whole cluster. Where somebody was faster, that is seen when this returns, and the caller

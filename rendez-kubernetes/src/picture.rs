@@ -196,11 +196,10 @@ impl Picture {
         over.map(|(lease, base, ..)| Overdue { lease: lease.clone(), base: base.clone() }).collect()
     }
 
-    /// How long until a session or the quiet time ends, if none is extended.
-    pub(crate) fn next_end(&self) -> Option<Duration> {
-        let sessions = self.nodes().map(|(_, _, value, since)| lifetime(value).saturating_sub(since.elapsed()));
-        let quiet = self.quiet.map(|(quiet, noted)| quiet.lasts.saturating_sub(noted.elapsed()));
-        sessions.chain(quiet).min()
+    /// When the next session or the quiet time ends, if it is not extended.
+    pub(crate) fn next_end(&self) -> Option<Instant> {
+        let sessions = self.nodes().map(|(_, _, value, since)| since + lifetime(value));
+        sessions.chain(self.quiet.map(|(quiet, noted)| noted + quiet.lasts)).min()
     }
 
     /// Somebody else has extended it, though nobody has told yet.

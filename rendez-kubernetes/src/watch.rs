@@ -41,7 +41,11 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
     loop {
         match follow_once(&shared, &mut wait).await {
             Ok(Ended::Idle) => return,
-            Ok(Ended::ByServer) => continue,
+            Ok(Ended::ByServer) => {
+                // Something in between may end each at once.
+                tokio::time::sleep(WAIT_MIN).await;
+                continue;
+            }
             Err(error) => {
                 tracing::debug!(server = shared.server.name, %error, "the watch ended");
                 shared.with(|picture| picture.set_trouble(Some(error)));
@@ -93,8 +97,9 @@ async fn follow_once(shared: &Shared, wait: &mut Duration) -> Result<Ended, Stor
     let mut idle_check = Instant::now() + IDLE_CHECK;
     let mut next_try = Instant::now();
     loop {
-        let end = shared.read(|picture| picture.next_end()).map_or(IDLE_CHECK, |end| end + spread);
-        let end = end.max(next_try.saturating_duration_since(Instant::now())).min(IDLE_CHECK);
+        // A moment and no time to wait: however much the watch has to tell, that moment comes.
+        let end = shared.read(|picture| picture.next_end()).map(|end| (end + spread).max(next_try));
+        let end = end.map_or(idle_check, |end| end.min(idle_check));
         tokio::select! {
             biased;
             event = stream.try_next() => match event.map_err(|error| failed(shared, error))? {
@@ -105,7 +110,7 @@ async fn follow_once(shared: &Shared, wait: &mut Duration) -> Result<Ended, Stor
                 // It may be dead without having ended.
                 return Err(StoreError::new(ErrorKind::Transient, "the watch has fallen behind"));
             }
-            () = tokio::time::sleep(end) => {
+            () = tokio::time::sleep_until(end.into()) => {
                 next_try = Instant::now() + TRY_AGAIN;
                 let limit = shared.server.options.operation_timeout;
                 // Who asks for the cluster meets the same trouble, and is told.

@@ -71,6 +71,18 @@ async fn a_session_ends_late_but_never_early_and_everybody_hears_of_it() {
 }
 
 #[tokio::test]
+async fn a_busy_watch_does_not_put_off_the_end_of_anybody() {
+    let world = World::new().await;
+    let (_, b) = (world.open_for("a", Duration::from_secs(1)).await, world.open("b").await);
+    let started = Instant::now();
+    // Heartbeats end nobody, and each is told to the watch.
+    while lease(&world, "rendez.test.node.a").is_some() {
+        world.beat(b).await.unwrap();
+        assert!(started.elapsed() < BOUND, "the session of who is silent never ends");
+    }
+}
+
+#[tokio::test]
 async fn time_stamps_of_others_end_nothing_and_prolong_nothing() {
     let world = World::new().await;
     let other = another(&world).await;
@@ -441,6 +453,13 @@ async fn what_others_wrote_is_named_and_other_clusters_go_on() {
     let elsewhere = World { cluster: "other".try_into().unwrap(), ..another(&world).await };
     elsewhere.open("a").await;
     world.server().delete("made-by-hand").await.unwrap();
+    until("it to be well", async || world.beat(a).await.is_ok()).await;
+    // One that stands where a Lease of ours is to be, and that our watch is not told of.
+    let mut hidden = foreign;
+    hidden["metadata"] = serde_json::json!({ "name": "rendez.test.node.b" });
+    world.server().replace(&hidden).await.unwrap();
+    let error = world.try_open(open_request("b")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Fatal && error.message().contains("rendez.test.node.b"), "{error}");
     until("it to be well again", async || world.beat(a).await.is_ok()).await;
 }
 

@@ -10,16 +10,16 @@ mod objects;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use objects::Refusal;
-use objects::{Objects, Wanted};
+use objects::{Objects, Selector, Wanted};
 
 use super::{PortLease, ServerError};
 
@@ -108,12 +108,20 @@ struct Shared {
     objects: Mutex<Objects>,
     users: Mutex<BTreeMap<String, Vec<Grant>>>,
     faults: Mutex<Faults>,
-    changed: watch::Sender<u64>,
+    /// The watches that are under way, each to be woken by what it is to be told.
+    watches: Mutex<Vec<Weak<Watched>>>,
     stalled: watch::Sender<bool>,
     /// Rises when all connections are to be cut.
     cut: watch::Sender<u64>,
     counts: Counts,
     bookmark_interval: Mutex<Duration>,
+}
+
+/// What a watch wants to hear of.
+struct Watched {
+    namespace: String,
+    selector: Selector,
+    woken: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,8 +135,18 @@ impl Shared {
 
     async fn write<T>(&self, write: impl FnOnce(&mut Objects, &str) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let clock = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string();
-        let done = write(&mut lock(&self.objects), &clock);
-        self.changed.send_modify(|count| *count += 1);
+        let (done, concerned) = {
+            let mut objects = lock(&self.objects);
+            let before = objects.version();
+            let done = write(&mut objects, &clock);
+            let mut watches = lock(&self.watches);
+            watches.retain(|watch| watch.strong_count() > 0);
+            let concerned = |watch: &Weak<Watched>| {
+                watch.upgrade().filter(|watch| objects.concerns(before, &watch.namespace, &watch.selector))
+            };
+            (done, watches.iter().filter_map(concerned).collect::<Vec<_>>())
+        };
+        concerned.iter().for_each(|watch| watch.woken.notify_one());
         let lost = {
             let mut faults = lock(&self.faults);
             let lost = faults.lost_answers > 0;
@@ -142,8 +160,16 @@ impl Shared {
         done
     }
 
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// Makes a watch known, for as long as it is kept.
+    fn watched(&self, namespace: &str, selector: &Selector) -> Arc<Watched> {
+        let watched = Watched { namespace: namespace.to_owned(), selector: selector.clone(), woken: Notify::new() };
+        let watched = Arc::new(watched);
+        lock(&self.watches).push(Arc::downgrade(&watched));
+        watched
+    }
+
+    fn wake_all(&self) {
+        lock(&self.watches).iter().filter_map(Weak::upgrade).for_each(|watch| watch.woken.notify_one());
     }
 
     /// Waits as long as the server stands still.
@@ -214,7 +240,7 @@ impl KubernetesServer {
             objects: Mutex::new(Objects::new()),
             users: Mutex::default(),
             faults: Mutex::default(),
-            changed: watch::Sender::new(0),
+            watches: Mutex::default(),
             stalled: watch::Sender::new(false),
             cut: watch::Sender::new(0),
             counts: Counts::default(),
@@ -337,7 +363,7 @@ impl KubernetesServer {
             objects.skip(1);
             objects.compact();
         }
-        self.shared.changed.send_modify(|count| *count += 1);
+        self.shared.wake_all();
     }
 
     /// Other things than Leases have changed this often: all share one counter.

@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, header};
 use serde_json::{Value, json};
 
 use super::objects::{Page, Refusal, Selector, Stored, Wanted};
-use super::{NAMESPACE_PATH, Shared, Verb};
+use super::{NAMESPACE_PATH, Shared, Verb, Watched};
 
 /// The largest body that is read: more than the largest object.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -228,8 +228,7 @@ fn list(shared: &Shared, namespace: &str, query: &Query) -> Result<Response<Body
 /// Where a watch stands.
 struct Watching {
     shared: Arc<Shared>,
-    namespace: String,
-    selector: Selector,
+    watched: Arc<Watched>,
     after: u64,
     bookmarks: bool,
     until: tokio::time::Instant,
@@ -244,8 +243,7 @@ fn watch(shared: &Arc<Shared>, namespace: &str, query: &Query) -> Result<Respons
     let seconds = query.number::<u64>("timeoutSeconds")?.unwrap_or(3600);
     let watching = Watching {
         shared: Arc::clone(shared),
-        namespace: namespace.to_owned(),
-        selector: query.selector()?,
+        watched: shared.watched(namespace, &query.selector()?),
         after,
         bookmarks: query.get("allowWatchBookmarks") == Some("true"),
         until: tokio::time::Instant::now() + Duration::from_secs(seconds),
@@ -263,15 +261,15 @@ fn watch(shared: &Arc<Shared>, namespace: &str, query: &Query) -> Result<Respons
 
 impl Watching {
     async fn next(&mut self) -> Option<String> {
-        let mut changed = self.shared.changed();
         let mut bookmark = tokio::time::Instant::now() + self.shared.bookmark_interval();
         loop {
             if self.over {
                 return None;
             }
-            changed.mark_unchanged();
             self.shared.go_on().await;
-            let told = self.shared.read(|all| all.events(&self.namespace, &self.selector, self.after, EVENTS_MAX));
+            let told = self
+                .shared
+                .read(|all| all.events(&self.watched.namespace, &self.watched.selector, self.after, EVENTS_MAX));
             match told {
                 Ok((events, reached)) => {
                     self.after = reached;
@@ -286,7 +284,7 @@ impl Watching {
                 }
             }
             tokio::select! {
-                changed = changed.changed() => changed.ok()?,
+                () = self.watched.woken.notified() => {}
                 () = tokio::time::sleep_until(self.until) => return None,
                 () = tokio::time::sleep_until(bookmark) => {
                     bookmark = tokio::time::Instant::now() + self.shared.bookmark_interval();

@@ -4,7 +4,7 @@
 //! Pure: no connection, no user, no clock but the one that is given. What is refused is refused as the real server
 //! (1.36, asked) refuses it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -98,6 +98,8 @@ pub(super) type Selector = Vec<(String, String)>;
 pub(super) struct Objects {
     version: u64,
     now: BTreeMap<Key, Arc<Stored>>,
+    /// The objects that have a label: lists ask by labels, and there are many objects.
+    by_label: HashMap<(String, String), BTreeSet<Key>>,
     history: VecDeque<Happened>,
     /// Everything up to here is forgotten.
     forgotten: u64,
@@ -125,7 +127,7 @@ pub(super) struct Wanted {
 
 impl Objects {
     pub(super) fn new() -> Self {
-        Self { version: 1, now: BTreeMap::new(), history: VecDeque::new(), forgotten: 0 }
+        Self { version: 1, now: BTreeMap::new(), by_label: HashMap::new(), history: VecDeque::new(), forgotten: 0 }
     }
 
     /// Something else than a Lease has changed: the counter is one for everything.
@@ -144,8 +146,26 @@ impl Objects {
         let json = lease.to_json(&key.0, &key.1, self.version).to_string();
         let stored = Arc::new(Stored { lease, version: self.version, json: json.into() });
         let before = self.now.insert(key.clone(), Arc::clone(&stored));
+        if let Some(before) = &before {
+            self.forget_labels(&key, before);
+        }
+        for (label, value) in &stored.lease.labels {
+            self.by_label.entry((label.clone(), value.clone())).or_default().insert(key.clone());
+        }
         self.note(Happened { version: self.version, key, before, after: Some(Arc::clone(&stored)), gone: None });
         stored
+    }
+
+    fn forget_labels(&mut self, key: &Key, before: &Stored) {
+        for (label, value) in &before.lease.labels {
+            let label = (label.clone(), value.clone());
+            if let Some(keys) = self.by_label.get_mut(&label) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_label.remove(&label);
+                }
+            }
+        }
     }
 
     fn note(&mut self, happened: Happened) {
@@ -238,6 +258,7 @@ impl Objects {
             return Err(Refusal::conflict(name, &why));
         }
         self.now.remove(&key);
+        self.forget_labels(&key, &before);
         self.version += 1;
         let gone = before.lease.to_json(namespace, name, self.version).to_string();
         let uid = before.lease.uid.clone();
@@ -274,7 +295,13 @@ impl Objects {
             None => (wanted.exactly.unwrap_or(self.version), None),
         };
         let then = self.since(version)?;
-        let unchanged = self.now.iter().filter(|(key, _)| !then.contains_key(key));
+        let labels = wanted.selector.iter().map(|label| self.by_label.get(label));
+        let candidates: Box<dyn Iterator<Item = (&Key, &Arc<Stored>)>> =
+            match labels.min_by_key(|keys| keys.map_or(0, BTreeSet::len)) {
+                None => Box::new(self.now.iter()),
+                Some(keys) => Box::new(keys.into_iter().flatten().filter_map(|key| self.now.get_key_value(key))),
+            };
+        let unchanged = candidates.filter(|(key, _)| !then.contains_key(key));
         let changed = then.iter().filter_map(|(key, stored)| Some((*key, (*stored)?)));
         let mut found: Vec<(&str, &Arc<Stored>)> = unchanged
             .chain(changed)
@@ -325,6 +352,17 @@ impl Objects {
             events.push(format!("{{\"type\":\"{word}\",\"object\":{object}}}\n"));
         }
         Ok((events, reached.max(self.version)))
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether something has happened since a version that a watch is to be told.
+    pub(super) fn concerns(&self, since: u64, namespace: &str, selector: &Selector) -> bool {
+        let fits = |stored: &Option<Arc<Stored>>| stored.as_ref().is_some_and(|stored| matches(selector, stored));
+        let later = self.history.iter().rev().take_while(|happened| happened.version > since);
+        later.into_iter().any(|it| it.key.0 == namespace && (fits(&it.before) || fits(&it.after)))
     }
 
     /// Whether a watch can begin at a version.
