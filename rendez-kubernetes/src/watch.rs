@@ -97,7 +97,8 @@ async fn follow_once(shared: &Shared, wait: &mut Duration) -> Result<Ended, Stor
     let mut idle_check = Instant::now() + IDLE_CHECK;
     let mut next_try = Instant::now();
     loop {
-        // A moment and no time to wait: however much the watch has to tell, that moment comes.
+        // A moment and no time to wait, which each event would put off. The watch is heard first: who stood still is told
+        // what it has missed before it judges anybody.
         let end = shared.read(|picture| picture.next_end()).map(|end| (end + spread).max(next_try));
         let end = end.map_or(idle_check, |end| end.min(idle_check));
         tokio::select! {
