@@ -52,6 +52,7 @@
 //!
 //! - `redis`: the store for Redis and Valkey, as `rendez::redis`.
 //! - `etcd`: the store for etcd, as `rendez::etcd`; to build it `protoc` is needed.
+//! - `kubernetes`: the store in Leases of a Kubernetes namespace, as `rendez::kubernetes`.
 //! - `postgres`: the store for PostgreSQL, as `rendez::postgres`.
 //! - `file`: the store in a folder of one host, as `rendez::file`.
 //!
@@ -80,6 +81,8 @@ pub use rendez_core as core;
 pub use rendez_etcd as etcd;
 #[cfg(feature = "file")]
 pub use rendez_file as file;
+#[cfg(feature = "kubernetes")]
+pub use rendez_kubernetes as kubernetes;
 #[cfg(feature = "postgres")]
 pub use rendez_postgres as postgres;
 #[cfg(feature = "redis")]

@@ -66,6 +66,8 @@ on_each_store! {
     #[cfg(feature = "etcd")]
     etcd: Etcd,
     postgres: Postgres,
+    #[cfg(feature = "kubernetes")]
+    kubernetes: Kubernetes,
     file: File,
 }
 

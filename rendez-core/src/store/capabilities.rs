@@ -26,6 +26,9 @@ pub struct Capabilities {
     pub watch: bool,
     /// Whether heartbeats name the sessions that are about to end. Where they do not, the watch tells of an end.
     pub due: bool,
+    /// Whether the changes of one request are all made at one moment. Where they are not, each still stands or falls alone
+    /// and at one moment of its own, a request that was cut off may have made some of them, and its retry makes the rest.
+    pub whole_batches: bool,
     /// How long after its end a session may still count as alive.
     pub expiry_lateness_max: Duration,
     /// How far replicas may lag behind what was acknowledged; a part of the quiet time after a loss of data.
@@ -49,6 +52,7 @@ impl Capabilities {
             fencing: Fencing::Strict,
             watch: true,
             due: true,
+            whole_batches: true,
             expiry_lateness_max: Duration::ZERO,
             replica_lag_max: Duration::ZERO,
             ttl_min: Duration::from_millis(10),

@@ -58,7 +58,7 @@ pub trait LeaseStore: Send + std::marker::Sync + 'static {
     async fn close(&self, cluster: &ClusterName, request: &CloseRequest) -> Result<(), StoreError>;
 
     /// Makes changes to slots on behalf of a live session. Each change stands or falls alone; all are made at one
-    /// moment. At most [`Capabilities::changes_max`] a request.
+    /// moment, unless [`Capabilities::whole_batches`] says otherwise. At most [`Capabilities::changes_max`] a request.
     ///
     /// # Errors
     /// [`ErrorKind::Lost`] if the session does not live: then nothing was changed.

@@ -10,12 +10,13 @@
 use std::process::ExitCode;
 
 use rendez_testkit::servers::{
-    EtcdCluster, EtcdServer, PostgresServer, RedisCluster, RedisSentinelSet, RedisServer, ServerError,
+    EtcdCluster, EtcdServer, KubernetesServer, PostgresServer, RedisCluster, RedisSentinelSet, RedisServer, ServerError,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: rendez-servers [--until-end-of-input] NAME...\n\
-                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres";
+                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres,\n\
+                     kubernetes (the Lease API alone, in this program)";
 
 #[derive(Debug, Clone, Copy)]
 enum Name {
@@ -25,6 +26,7 @@ enum Name {
     Etcd,
     EtcdCluster,
     Postgres,
+    Kubernetes,
 }
 
 /// Some servers that run.
@@ -35,6 +37,7 @@ enum Running {
     Etcd(EtcdServer),
     EtcdCluster(EtcdCluster),
     Postgres(PostgresServer),
+    Kubernetes(KubernetesServer),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -117,6 +120,7 @@ impl Name {
             "etcd" => Some(Self::Etcd),
             "etcd-cluster" => Some(Self::EtcdCluster),
             "postgres" => Some(Self::Postgres),
+            "kubernetes" => Some(Self::Kubernetes),
             _ => None,
         }
     }
@@ -129,6 +133,7 @@ impl Name {
             Self::Etcd => Running::Etcd(EtcdServer::builder().start().await?),
             Self::EtcdCluster => Running::EtcdCluster(EtcdCluster::builder().start().await?),
             Self::Postgres => Running::Postgres(PostgresServer::builder().start().await?),
+            Self::Kubernetes => Running::Kubernetes(KubernetesServer::start().await?),
         })
     }
 }
@@ -142,6 +147,7 @@ impl Running {
             Self::Etcd(server) => server.url(),
             Self::EtcdCluster(cluster) => cluster.url(),
             Self::Postgres(server) => server.url(),
+            Self::Kubernetes(server) => server.url(),
         }
     }
 
@@ -153,6 +159,7 @@ impl Running {
             Self::Etcd(server) => Ok(vec![server.process_id()?]),
             Self::EtcdCluster(cluster) => cluster.members.iter().map(EtcdServer::process_id).collect(),
             Self::Postgres(server) => Ok(vec![server.process_id()?]),
+            Self::Kubernetes(_) => Ok(vec![std::process::id()]),
         }
     }
 }

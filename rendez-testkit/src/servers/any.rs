@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{EtcdServer, PostgresServer, RedisServer, ServerError};
+use super::{EtcdServer, KubernetesServer, PostgresServer, RedisServer, ServerError};
 
 /// A kind of store that processes can share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,13 +14,15 @@ pub enum StoreKind {
     Etcd,
     /// One PostgreSQL server.
     Postgres,
+    /// The Lease API of a Kubernetes API server, in this process.
+    Kubernetes,
     /// A folder of this machine.
     File,
 }
 
 impl StoreKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Redis, Self::Etcd, Self::Postgres, Self::File];
+    pub const ALL: [Self; 5] = [Self::Redis, Self::Etcd, Self::Postgres, Self::Kubernetes, Self::File];
 
     /// Its name, as in the addresses of stores.
     #[must_use]
@@ -29,6 +31,7 @@ impl StoreKind {
             Self::Redis => "redis",
             Self::Etcd => "etcd",
             Self::Postgres => "postgres",
+            Self::Kubernetes => "kubernetes",
             Self::File => "file",
         }
     }
@@ -60,6 +63,8 @@ pub enum AnyServer {
     Etcd(EtcdServer),
     /// See [`StoreKind::Postgres`].
     Postgres(PostgresServer),
+    /// See [`StoreKind::Kubernetes`].
+    Kubernetes(KubernetesServer),
     /// See [`StoreKind::File`].
     File(tempfile::TempDir),
 }
@@ -74,6 +79,7 @@ impl AnyServer {
             StoreKind::Redis => Self::Redis(RedisServer::builder().start().await?),
             StoreKind::Etcd => Self::Etcd(EtcdServer::builder().start().await?),
             StoreKind::Postgres => Self::Postgres(PostgresServer::builder().start().await?),
+            StoreKind::Kubernetes => Self::Kubernetes(KubernetesServer::start().await?),
             StoreKind::File => {
                 Self::File(tempfile::tempdir().map_err(ServerError::io("cannot make a folder for the store"))?)
             }
@@ -89,6 +95,10 @@ impl AnyServer {
             Self::Redis(server) => server.stop(),
             Self::Etcd(server) => server.stop(),
             Self::Postgres(server) => server.stop(),
+            Self::Kubernetes(server) => {
+                server.stall();
+                Ok(())
+            }
             Self::File(_) => Err(ServerError::Config("a folder cannot stand still".to_owned())),
         }
     }
@@ -102,6 +112,10 @@ impl AnyServer {
             Self::Redis(server) => server.resume(),
             Self::Etcd(server) => server.resume(),
             Self::Postgres(server) => server.resume(),
+            Self::Kubernetes(server) => {
+                server.resume();
+                Ok(())
+            }
             Self::File(_) => Err(ServerError::Config("a folder cannot stand still".to_owned())),
         }
     }
@@ -113,6 +127,7 @@ impl AnyServer {
             Self::Redis(server) => server.url(),
             Self::Etcd(server) => server.url(),
             Self::Postgres(server) => server.url(),
+            Self::Kubernetes(server) => server.url(),
             Self::File(folder) => format!("file:{}", folder.path().join("store").display()),
         }
     }
@@ -127,6 +142,8 @@ mod tests {
         for kind in StoreKind::ALL {
             assert_eq!(kind.as_str().parse::<StoreKind>().unwrap(), kind);
         }
-        assert!("mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, file"));
+        assert!(
+            "mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, kubernetes, file")
+        );
     }
 }
