@@ -13,6 +13,8 @@ mod any;
 mod etcd;
 mod etcd_cluster;
 mod guarded;
+mod nats;
+mod nats_cluster;
 mod pgbouncer;
 mod port;
 mod postgres;
@@ -29,6 +31,8 @@ pub use any::{AnyServer, StoreKind};
 pub use etcd::{EtcdRight, EtcdServer, EtcdServerBuilder, EtcdVersion};
 pub use etcd_cluster::{EtcdCluster, EtcdClusterBuilder};
 pub use guarded::GuardedProcess;
+pub use nats::{NatsRights, NatsServer, NatsServerBuilder, NatsVersion};
+pub use nats_cluster::{NatsCluster, NatsClusterBuilder};
 pub use pgbouncer::PgBouncer;
 pub use port::PortLease;
 pub use postgres::{PostgresServer, PostgresServerBuilder, Replication};
@@ -46,6 +50,8 @@ pub const INSTALL_REDIS: &str = "apt-get install -y redis-server redis-sentinel 
 pub const INSTALL_ETCD: &str = "apt-get install -y etcd-server etcd-client";
 /// What to type where the newer etcd is missing: no package of Debian brings it.
 pub const INSTALL_NEWER_ETCD: &str = "cargo xtask servers";
+/// What to type where NATS is missing: no package of Debian brings a version that fits.
+pub const INSTALL_NATS: &str = "cargo xtask servers";
 /// What to type where PostgreSQL is missing on Debian.
 pub const INSTALL_POSTGRES: &str = "apt-get install -y postgresql";
 /// What to type where PgBouncer is missing on Debian.

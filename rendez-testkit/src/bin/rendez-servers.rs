@@ -10,12 +10,13 @@
 use std::process::ExitCode;
 
 use rendez_testkit::servers::{
-    EtcdCluster, EtcdServer, PostgresServer, RedisCluster, RedisSentinelSet, RedisServer, ServerError,
+    EtcdCluster, EtcdServer, NatsCluster, NatsServer, PostgresServer, RedisCluster, RedisSentinelSet, RedisServer,
+    ServerError,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: rendez-servers [--until-end-of-input] NAME...\n\
-                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres";
+                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres, nats, nats-cluster";
 
 #[derive(Debug, Clone, Copy)]
 enum Name {
@@ -25,6 +26,8 @@ enum Name {
     Etcd,
     EtcdCluster,
     Postgres,
+    Nats,
+    NatsCluster,
 }
 
 /// Some servers that run.
@@ -35,6 +38,8 @@ enum Running {
     Etcd(EtcdServer),
     EtcdCluster(EtcdCluster),
     Postgres(PostgresServer),
+    Nats(NatsServer),
+    NatsCluster(NatsCluster),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -117,6 +122,8 @@ impl Name {
             "etcd" => Some(Self::Etcd),
             "etcd-cluster" => Some(Self::EtcdCluster),
             "postgres" => Some(Self::Postgres),
+            "nats" => Some(Self::Nats),
+            "nats-cluster" => Some(Self::NatsCluster),
             _ => None,
         }
     }
@@ -129,6 +136,8 @@ impl Name {
             Self::Etcd => Running::Etcd(EtcdServer::builder().start().await?),
             Self::EtcdCluster => Running::EtcdCluster(EtcdCluster::builder().start().await?),
             Self::Postgres => Running::Postgres(PostgresServer::builder().start().await?),
+            Self::Nats => Running::Nats(NatsServer::builder().start().await?),
+            Self::NatsCluster => Running::NatsCluster(NatsCluster::builder().start().await?),
         })
     }
 }
@@ -142,6 +151,8 @@ impl Running {
             Self::Etcd(server) => server.url(),
             Self::EtcdCluster(cluster) => cluster.url(),
             Self::Postgres(server) => server.url(),
+            Self::Nats(server) => server.url(),
+            Self::NatsCluster(cluster) => cluster.url(),
         }
     }
 
@@ -153,6 +164,8 @@ impl Running {
             Self::Etcd(server) => Ok(vec![server.process_id()?]),
             Self::EtcdCluster(cluster) => cluster.members.iter().map(EtcdServer::process_id).collect(),
             Self::Postgres(server) => Ok(vec![server.process_id()?]),
+            Self::Nats(server) => Ok(vec![server.process_id()?]),
+            Self::NatsCluster(cluster) => cluster.members.iter().map(NatsServer::process_id).collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{EtcdServer, PostgresServer, RedisServer, ServerError};
+use super::{EtcdServer, NatsServer, PostgresServer, RedisServer, ServerError};
 
 /// A kind of store that processes can share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,13 +14,15 @@ pub enum StoreKind {
     Etcd,
     /// One PostgreSQL server.
     Postgres,
+    /// One NATS server with JetStream.
+    Nats,
     /// A folder of this machine.
     File,
 }
 
 impl StoreKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Redis, Self::Etcd, Self::Postgres, Self::File];
+    pub const ALL: [Self; 5] = [Self::Redis, Self::Etcd, Self::Postgres, Self::Nats, Self::File];
 
     /// Its name, as in the addresses of stores.
     #[must_use]
@@ -29,6 +31,7 @@ impl StoreKind {
             Self::Redis => "redis",
             Self::Etcd => "etcd",
             Self::Postgres => "postgres",
+            Self::Nats => "nats",
             Self::File => "file",
         }
     }
@@ -60,6 +63,8 @@ pub enum AnyServer {
     Etcd(EtcdServer),
     /// See [`StoreKind::Postgres`].
     Postgres(PostgresServer),
+    /// See [`StoreKind::Nats`].
+    Nats(NatsServer),
     /// See [`StoreKind::File`].
     File(tempfile::TempDir),
 }
@@ -74,6 +79,7 @@ impl AnyServer {
             StoreKind::Redis => Self::Redis(RedisServer::builder().start().await?),
             StoreKind::Etcd => Self::Etcd(EtcdServer::builder().start().await?),
             StoreKind::Postgres => Self::Postgres(PostgresServer::builder().start().await?),
+            StoreKind::Nats => Self::Nats(NatsServer::builder().start().await?),
             StoreKind::File => {
                 Self::File(tempfile::tempdir().map_err(ServerError::io("cannot make a folder for the store"))?)
             }
@@ -89,6 +95,7 @@ impl AnyServer {
             Self::Redis(server) => server.stop(),
             Self::Etcd(server) => server.stop(),
             Self::Postgres(server) => server.stop(),
+            Self::Nats(server) => server.stop(),
             Self::File(_) => Err(ServerError::Config("a folder cannot stand still".to_owned())),
         }
     }
@@ -102,6 +109,7 @@ impl AnyServer {
             Self::Redis(server) => server.resume(),
             Self::Etcd(server) => server.resume(),
             Self::Postgres(server) => server.resume(),
+            Self::Nats(server) => server.resume(),
             Self::File(_) => Err(ServerError::Config("a folder cannot stand still".to_owned())),
         }
     }
@@ -113,6 +121,7 @@ impl AnyServer {
             Self::Redis(server) => server.url(),
             Self::Etcd(server) => server.url(),
             Self::Postgres(server) => server.url(),
+            Self::Nats(server) => server.url(),
             Self::File(folder) => format!("file:{}", folder.path().join("store").display()),
         }
     }
@@ -127,6 +136,6 @@ mod tests {
         for kind in StoreKind::ALL {
             assert_eq!(kind.as_str().parse::<StoreKind>().unwrap(), kind);
         }
-        assert!("mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, file"));
+        assert!("mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, nats, file"));
     }
 }
