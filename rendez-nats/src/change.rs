@@ -107,7 +107,8 @@ pub(crate) fn plan(
         if !seen.insert(&change.slot) {
             continue;
         }
-        let before = mirror.slot(&change.slot);
+        let before = picture.slot(&change.slot);
+        let before = before.as_ref();
         let holder = before.and_then(|slot| slot.holder.as_ref());
         if let (ChangeKind::Acquire { .. }, Some(holder)) = (&change.kind, holder)
             && holder.session != request.session

@@ -40,6 +40,8 @@ pub(crate) struct SessionValue {
     /// The sequence at which the record changed last, if that was not this write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) at: Option<u64>,
+    /// The last write of the node's key that the opening took the place of; 0 if there was none.
+    pub(crate) after: u64,
     pub(crate) record: SessionRecord,
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_core::{
-    Change, FencingToken, Generation, Holder, Mirror, NodeId, OperationId, Revision, SessionId, StoreError, StoreTime,
-    Versioned, WatchHint,
+    Change, FencingToken, Generation, Holder, Mirror, NodeId, OperationId, Revision, SessionId, Slot, SlotRecord,
+    StoreError, StoreTime, Versioned, WatchHint,
 };
 
 use crate::encode::{self, Meta, SessionValue};
@@ -21,6 +21,9 @@ const TOMBSTONES_MAX: usize = 4096;
 /// How long the server keeps what is written in the place of a deleted key. Who has heard nothing for half of it reads
 /// everything anew.
 pub(crate) const TOMBSTONE_LIVES: Duration = Duration::from_secs(3600);
+
+/// How far back what was just read can be asked for changes, at most.
+const HISTORY: Duration = Duration::from_secs(5);
 
 /// The most unreadable keys that are remembered; one is enough to stop.
 const DAMAGE_MAX: usize = 64;
@@ -102,6 +105,8 @@ pub(crate) struct Picture {
     nodes: BTreeMap<SessionId, NodeId>,
     /// The sequences of the last writes of all keys, deletions included.
     last: BTreeMap<Name, u64>,
+    /// They stand beside the mirror: a checkpoint alone is no change that anybody hears of.
+    checkpoints: BTreeMap<Slot, Bytes>,
     deletions: VecDeque<(Instant, Name, u64)>,
     clock: Option<Clock>,
     /// When the bucket was made, in nanoseconds since 1970.
@@ -133,6 +138,7 @@ impl Picture {
             sessions: BTreeMap::new(),
             nodes: BTreeMap::new(),
             last: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             deletions: VecDeque::new(),
             clock: None,
             bucket: 0,
@@ -185,6 +191,23 @@ impl Picture {
     pub(crate) fn quiet_left(&self) -> Duration {
         let left = |quiet: Quiet| Duration::from_micros(quiet.ends.saturating_sub(self.clock())).max(QUIET_LATE);
         self.quiet.map_or(Duration::ZERO, left)
+    }
+
+    /// A slot's record, with its checkpoint.
+    pub(crate) fn slot(&self, slot: &Slot) -> Option<SlotRecord> {
+        let record = self.mirror.slot(slot)?.clone();
+        Some(SlotRecord { checkpoint: self.checkpoints.get(slot).cloned(), ..record })
+    }
+
+    /// Gives the reader the checkpoints of the slots that it holds.
+    pub(crate) fn add_checkpoints(&self, reader: Option<SessionId>, changes: &mut [Change]) {
+        for change in changes {
+            if let Change::Slot(slot, Some(record)) = change
+                && reader.is_some_and(|reader| record.is_held_by(reader))
+            {
+                record.checkpoint = self.checkpoints.get(slot).cloned();
+            }
+        }
     }
 
     pub(crate) fn standing(&self, node: &NodeId) -> Option<&Standing> {
@@ -295,23 +318,40 @@ impl Picture {
         let generation = self.generation();
         let before = std::mem::replace(self, Self::new(&self.cluster));
         (self.bucket, self.clock) = (before.bucket, before.clock);
-        let mut changes = Vec::new();
         for told in all {
             self.hear_clock(told.published);
         }
+        let mut changes = Vec::new();
         for told in all {
             changes.extend(self.take(told));
         }
         let same = self.generation() == generation && before.forgotten.is_none();
-        if same && before.mirror.covered() <= Revision(sequence) {
-            self.mirror = before.mirror;
-        }
         if before.forgotten.as_ref().is_some_and(|(of, ..)| *of == self.generation()) {
             self.forgotten = before.forgotten;
         }
-        self.mirror.load(Revision(sequence), changes);
+        if same && before.loaded && before.mirror.covered() <= Revision(sequence) {
+            self.mirror = before.mirror;
+            self.mirror.load(Revision(sequence), changes);
+        } else {
+            let last = changes.iter().filter_map(revision_of).chain(deletions(all)).max().unwrap_or(Revision(0));
+            self.mirror.load(self.known_since(all).min(last), changes);
+            self.mirror.apply(last, Vec::new());
+            self.mirror.advance(Revision(sequence));
+        }
         self.reached = if same { before.reached } else { 0 };
         (self.loaded, self.reload, self.heard) = (true, false, Instant::now());
+    }
+
+    /// From where on what was read tells every change: who has seen the cluster through another handle a moment ago can
+    /// go on with this one. Of what was deleted before, the bucket may not tell any more.
+    fn known_since(&self, all: &[Told]) -> Revision {
+        let begin = self.clock().saturating_sub(micros(HISTORY));
+        let recent = all.iter().filter(|told| told.published >= begin).map(|told| told.sequence).min();
+        let recent = Revision(recent.unwrap_or(u64::MAX).saturating_sub(1));
+        // An opening may have taken the place of another session.
+        let replaced = self.sessions.values().filter(|standing| standing.value.after > 0);
+        let replaced = replaced.map(|standing| standing.value.record.revision);
+        replaced.chain(deletions(all)).fold(recent, Revision::max)
     }
 
     /// One write. Answers whom it concerns.
@@ -394,7 +434,15 @@ impl Picture {
                 let gone = gone.map(|gone| Change::Session(gone, None));
                 gone.into_iter().chain(new.then_some(Change::Session(id, Some(record)))).collect()
             }
-            Name::Slot(slot) => vec![Change::Slot(slot.clone(), Some(encode::slot(value, sequence)?))],
+            Name::Slot(slot) => {
+                let mut record = encode::slot(value, sequence)?;
+                match record.checkpoint.take() {
+                    Some(checkpoint) => self.checkpoints.insert(slot.clone(), checkpoint),
+                    None => self.checkpoints.remove(slot),
+                };
+                let new = self.mirror.slot(slot) != Some(&record);
+                new.then(|| Change::Slot(slot.clone(), Some(record))).into_iter().collect()
+            }
             Name::Record(key) => {
                 let record = encode::record(value)?;
                 if !record.fits(key) {
@@ -424,7 +472,10 @@ impl Picture {
                 self.nodes.remove(&gone);
                 Some(Change::Session(gone, None))
             }
-            Name::Slot(slot) => Some(Change::Slot(slot.clone(), None)),
+            Name::Slot(slot) => {
+                self.checkpoints.remove(slot);
+                Some(Change::Slot(slot.clone(), None))
+            }
             Name::Record(key) => Some(Change::Record(key.clone(), None)),
         }
     }
@@ -441,6 +492,18 @@ impl Picture {
             }
             self.deletions.pop_front();
         }
+    }
+}
+
+fn deletions(all: &[Told]) -> impl Iterator<Item = Revision> {
+    all.iter().filter(|told| told.value.is_none()).map(|told| Revision(told.sequence))
+}
+
+fn revision_of(change: &Change) -> Option<Revision> {
+    match change {
+        Change::Session(_, record) => record.as_ref().map(|record| record.revision),
+        Change::Slot(_, record) => record.as_ref().map(|record| record.revision),
+        Change::Record(_, record) => record.as_ref().map(|record| record.revision),
     }
 }
 

@@ -243,7 +243,7 @@ impl Work {
                 revision: Revision(0),
             };
             let session = session_id(door.covered);
-            let value = SessionValue { session, opened_by: request.operation, at: None, record };
+            let value = SessionValue { session, opened_by: request.operation, at: None, after: door.last, record };
             // Alone, so that nothing is left beneath it when it expires.
             let how = How::replacing(door.last).alone().living(shared.key_ttl(ttl));
             if let Put::Done(_) = self.write(&key, encode::json(&value)?, how).await? {
@@ -340,7 +340,10 @@ impl Work {
 
     async fn change(self, request: &ChangeRequest) -> Result<ChangeReply, StoreError> {
         let shared = self.shared();
-        self.enter(&request.known).await?;
+        // Out of time, whichever step it had reached, it is asked again with the same operations.
+        set_stage(&self.stage, Stage::Writing);
+        let steps = StageCell::new(Stage::Writing);
+        shared.enter(&request.known, &self.capabilities, &steps).await?;
         let generation = shared.read(Picture::generation);
         let mut outcomes: Vec<Option<ChangeOutcome>> = request.changes.iter().map(|_| None).collect();
         let mut open: BTreeSet<usize> = (0..request.changes.len()).collect();
@@ -368,7 +371,6 @@ impl Work {
                 shared.sync().await?;
             }
         }
-        set_stage(&self.stage, Stage::Reading);
         let (lives, same) =
             shared.read(|picture| (picture.session(request.session).is_some(), picture.generation() == generation));
         if !lives {
@@ -399,7 +401,6 @@ impl Work {
         if writes.is_empty() {
             return Ok((0, false));
         }
-        set_stage(&self.stage, Stage::Writing);
         let shared = self.shared();
         let writes = writes.into_iter().map(|write| async move {
             let how = How::replacing(write.expect);
@@ -463,7 +464,9 @@ impl Work {
             let stamp = shared.stamp(picture, &request.known, FencingToken::NONE);
             let place = place(stamp.generation)?;
             let page = picture.mirror.page(request.session, place.as_deref(), PAGE_RECORDS);
-            Ok::<_, StoreError>((stamp, page.ok_or_else(gone)?))
+            let (mut items, next) = page.ok_or_else(gone)?;
+            picture.add_checkpoints(request.session, &mut items);
+            Ok::<_, StoreError>((stamp, (items, next)))
         })?;
         let (items, next) = page;
         let next = next.map(|place| Cursor(format!("{} {place}", stamp.generation)));
@@ -587,7 +590,11 @@ fn sync(picture: &Picture, request: &HeartbeatRequest, stamp: &Stamp) -> Sync {
         return Sync::Snapshot;
     }
     let most = usize::try_from(request.changes_max).unwrap_or(usize::MAX);
-    picture.mirror.sync(Some(request.session), since, most)
+    let mut sync = picture.mirror.sync(Some(request.session), since, most);
+    if let Sync::Changes { changes, .. } = &mut sync {
+        picture.add_checkpoints(Some(request.session), changes);
+    }
+    sync
 }
 
 #[async_trait]

@@ -151,8 +151,15 @@ impl OwnServer for OwnAlone {
 }
 
 async fn client(url: &str) -> Result<async_nats::Client, Trouble> {
-    let urls: Vec<String> = url.split(',').map(str::to_owned).collect();
-    Ok(async_nats::connect(urls).await?)
+    let hosts = url.rsplit(['@', '/']).next().unwrap_or_default();
+    let servers: Vec<String> = hosts.split(',').map(str::to_owned).collect();
+    let login = url.contains('@').then(|| ("root".to_owned(), PASSWORD.to_owned()));
+    let options = async_nats::ConnectOptions::new();
+    let options = match login {
+        Some((user, password)) => options.user_and_password(user, password),
+        None => options,
+    };
+    Ok(options.connect(servers).await?)
 }
 
 // --- three servers ---
