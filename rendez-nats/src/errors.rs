@@ -25,6 +25,8 @@ pub(crate) enum Stage {
 mod code {
     /// Limits of the account or of the servers.
     pub(super) const NO_ROOM: [u64; 8] = [10002, 10023, 10028, 10047, 10067, 10077, 10120, 10122];
+    /// Another write of the key is on its way through the replicas.
+    pub(super) const IN_PROCESS: u64 = 10164;
     pub(super) const NO_PEERS: u64 = 10005;
     pub(super) const STREAM_NOT_FOUND: u64 = 10059;
     pub(super) const STREAM_NAME_IN_USE: u64 = 10058;
@@ -49,12 +51,18 @@ pub(crate) fn put(error: &PublishError, stage: Stage, server: &str) -> Result<Pu
         let digits = last.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
         return Ok(Put::Missed(digits.parse().ok()));
     }
+    if inner_of(error).is_some_and(|inner| inner.error_code().0 == code::IN_PROCESS) {
+        return Ok(Put::Missed(None));
+    }
     Err(published(error, stage, server))
 }
 
+fn inner_of(error: &PublishError) -> Option<&jetstream::Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
 fn published(error: &PublishError, stage: Stage, server: &str) -> StoreError {
-    let inner = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
-    if let Some(inner) = inner {
+    if let Some(inner) = inner_of(error) {
         return refused(inner, server);
     }
     let broken = if stage == Stage::Writing { ErrorKind::Ambiguous } else { ErrorKind::Transient };
