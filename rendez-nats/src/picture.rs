@@ -120,6 +120,8 @@ pub(crate) struct Picture {
     /// The server has forgotten what it had told or acknowledged, in this generation: the largest token and sequence
     /// that were seen before.
     pub(crate) forgotten: Option<(Option<Generation>, u64, u64)>,
+    /// The last write that was told: its sequence and the server's time.
+    pub(crate) told: (u64, u64),
     /// When the consumer was last known to tell everything.
     pub(crate) heard: Instant,
     /// Why there is no watch now.
@@ -146,6 +148,7 @@ impl Picture {
             reload: true,
             reached: 0,
             forgotten: None,
+            told: (0, 0),
             heard: Instant::now(),
             trouble: None,
             damage: BTreeMap::new(),
@@ -316,7 +319,7 @@ impl Picture {
     /// Everything there is, at one sequence.
     pub(crate) fn load(&mut self, all: &[Told], sequence: u64) {
         let generation = self.generation();
-        let before = std::mem::replace(self, Self::new(&self.cluster));
+        let mut before = std::mem::replace(self, Self::new(&self.cluster));
         (self.bucket, self.clock) = (before.bucket, before.clock);
         for told in all {
             self.hear_clock(told.published);
@@ -324,6 +327,9 @@ impl Picture {
         let mut changes = Vec::new();
         for told in all {
             changes.extend(self.take(told));
+        }
+        if before.loaded && self.generation() == generation && self.is_older_than(&before) {
+            before.went_back();
         }
         let same = self.generation() == generation && before.forgotten.is_none();
         if before.forgotten.as_ref().is_some_and(|(of, ..)| *of == self.generation()) {
@@ -339,7 +345,13 @@ impl Picture {
             self.mirror.advance(Revision(sequence));
         }
         self.reached = if same { before.reached } else { 0 };
+        self.told = all.last().map_or((0, 0), |last| (last.sequence, last.published));
         (self.loaded, self.reload, self.heard) = (true, false, Instant::now());
+    }
+
+    /// Whether some key was written last before the write of it that was known already.
+    fn is_older_than(&self, before: &Self) -> bool {
+        before.last.iter().any(|(name, known)| self.last.get(name).is_some_and(|found| found < known))
     }
 
     /// From where on what was read tells every change: who has seen the cluster through another handle a moment ago can
@@ -358,6 +370,7 @@ impl Picture {
     pub(crate) fn apply(&mut self, told: &Told) -> Vec<WatchHint> {
         self.heard = Instant::now();
         self.hear_clock(told.published);
+        self.told = (told.sequence, told.published);
         let at = Revision(told.sequence);
         if at <= self.mirror.covered() {
             return Vec::new();

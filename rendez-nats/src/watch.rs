@@ -20,7 +20,7 @@ use crate::bucket;
 use crate::cluster::{Cluster, Shared};
 use crate::errors::{Stage, timed_out};
 use crate::keys::Name;
-use crate::picture::{CLAIMS_MAX, TOMBSTONE_LIVES, Told};
+use crate::picture::{CLAIMS_MAX, Picture, TOMBSTONE_LIVES, Told};
 
 /// How often the server speaks up where nothing happens, and how long it may keep silent before it counts as gone.
 const IDLE_HEARTBEAT: Duration = Duration::from_secs(1);
@@ -88,8 +88,10 @@ async fn follow_once(shared: &Arc<Shared>, wait: &mut Duration) -> Result<(), St
     shared.set_replicas(replicas);
     let mut told = Telling::begin(shared, &mut bucket, reload).await?;
     if reload {
-        load(shared, &mut told).await?;
+        load(shared, &mut told, made).await?;
         shared.hint(WatchHint::Everyone);
+    } else {
+        resume(shared, &mut told, made).await?;
     }
     shared.with(|picture| picture.set_trouble(None));
     *wait = WAIT_MIN;
@@ -141,26 +143,44 @@ async fn claim_all(shared: Arc<Shared>, overdue: Vec<Name>) {
     stream::iter(claims).buffer_unordered(CLAIMS_MAX).collect::<Vec<()>>().await;
 }
 
-/// Reads the last write of each key, up to a write of our own: whatever is there by then.
-async fn load(shared: &Shared, told: &mut Telling) -> Result<(), StoreError> {
+/// Writes something of our own, behind which whatever is there by then was told. Notices if that is not as new as what
+/// is known.
+async fn mark(shared: &Shared, made: u64) -> Result<u64, StoreError> {
     let limit = shared.link.options.connect_timeout;
-    let target = timeout(limit, shared.publish_sync()).await;
-    let target = target.map_err(|_| timed_out(Stage::Reading, &shared.link.name, limit))??;
+    let newest = shared.read(|picture| if picture.loaded && picture.bucket == made { picture.newest() } else { 0 });
+    let at = timeout(limit, shared.publish_sync()).await;
+    let at = at.map_err(|_| timed_out(Stage::Reading, &shared.link.name, limit))??;
+    if at <= newest {
+        shared.with(Picture::went_back);
+    }
+    Ok(at)
+}
+
+/// Reads the last write of each key.
+async fn load(shared: &Shared, told: &mut Telling, made: u64) -> Result<(), StoreError> {
+    let target = mark(shared, made).await?;
     let mut all = Vec::new();
     loop {
         let one = told.next().await?;
         let sequence = one.sequence;
         all.push(one);
         if sequence >= target {
-            shared.with(|picture| {
-                if picture.newest() > sequence && picture.loaded {
-                    picture.went_back();
-                }
-                picture.load(&all, sequence);
-            });
+            shared.with(|picture| picture.load(&all, sequence));
             return Ok(());
         }
     }
+}
+
+/// Goes on behind the last write that was told, if that is still what it was: other data may have taken its place.
+async fn resume(shared: &Shared, told: &mut Telling, made: u64) -> Result<(), StoreError> {
+    mark(shared, made).await?;
+    let first = told.next().await?;
+    let same = shared.with(|picture| {
+        let same = picture.told == (first.sequence, first.published);
+        picture.reload |= !same;
+        !picture.reload
+    });
+    if same { Ok(()) } else { Err(transient("the bucket has forgotten where its telling broke off: reading it anew")) }
 }
 
 /// A consumer of the bucket that is told every write, in order.
@@ -179,7 +199,7 @@ impl Telling {
         let inbox = link.client.new_inbox();
         let failed = |error: &dyn std::fmt::Display| transient(format!("NATS at {}: no consumer: {error}", link.name));
         let messages = link.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
-        let start_sequence = shared.read(|picture| picture.mirror.covered().0) + 1;
+        let start_sequence = shared.read(|picture| picture.told.0);
         let config = push::Config {
             deliver_subject: inbox,
             name: Some(format!("rendez-{:016x}", fastrand::u64(..))),

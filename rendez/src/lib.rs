@@ -52,6 +52,7 @@
 //! - `redis`: the store for Redis and Valkey, as `rendez::redis`.
 //! - `etcd`: the store for etcd, as `rendez::etcd`; to build it `protoc` is needed.
 //! - `postgres`: the store for PostgreSQL, as `rendez::postgres`.
+//! - `nats`: the store for NATS JetStream, as `rendez::nats`.
 //! - `file`: the store in a folder of one host, as `rendez::file`.
 //!
 //! [`MemoryStore`] is always there.
@@ -79,6 +80,8 @@ pub use rendez_core as core;
 pub use rendez_etcd as etcd;
 #[cfg(feature = "file")]
 pub use rendez_file as file;
+#[cfg(feature = "nats")]
+pub use rendez_nats as nats;
 #[cfg(feature = "postgres")]
 pub use rendez_postgres as postgres;
 #[cfg(feature = "redis")]

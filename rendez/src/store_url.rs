@@ -20,6 +20,7 @@ use crate::MemoryStore;
 /// | `redis://`, `rediss://`, `redis-sentinel://`, `rediss-sentinel://`, `redis-cluster://`, `rediss-cluster://` | Redis | `redis` |
 /// | `etcd://`, `etcds://` | etcd | `etcd` |
 /// | `postgres://`, `postgresql://` | PostgreSQL | `postgres` |
+/// | `nats://`, `natss://` | NATS JetStream | `nats` |
 /// | `file:` | a folder of this host | `file` |
 ///
 /// ```
@@ -66,7 +67,10 @@ struct Scheme {
 }
 
 /// What a store's crate brings: a type of options with `set` and the field `operation_timeout`, and a store with `connect`.
-#[cfg_attr(not(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "file")), allow(unused_macros))]
+#[cfg_attr(
+    not(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "nats", feature = "file")),
+    allow(unused_macros)
+)]
 macro_rules! store_of {
     ($name:literal, $store:path, $options:path) => {{
         fn options(texts: &Options, operation_timeout: Duration) -> Result<$options, StoreError> {
@@ -88,7 +92,7 @@ macro_rules! store_of {
     }};
 }
 
-fn schemes() -> [Scheme; 5] {
+fn schemes() -> [Scheme; 6] {
     [
         Scheme { feature: "", prefixes: &["memory:"], store: Some(MEMORY) },
         Scheme {
@@ -120,6 +124,14 @@ fn schemes() -> [Scheme; 5] {
             #[cfg(feature = "postgres")]
             store: store_of!("postgres", rendez_postgres::PostgresStore, rendez_postgres::PostgresOptions),
             #[cfg(not(feature = "postgres"))]
+            store: None,
+        },
+        Scheme {
+            feature: "nats",
+            prefixes: &["nats://", "natss://"],
+            #[cfg(feature = "nats")]
+            store: store_of!("nats", rendez_nats::NatsStore, rendez_nats::NatsOptions),
+            #[cfg(not(feature = "nats"))]
             store: None,
         },
         Scheme {

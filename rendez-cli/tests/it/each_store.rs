@@ -61,6 +61,8 @@ on_each_store! {
     #[cfg(feature = "etcd")]
     etcd: Etcd,
     postgres: Postgres,
+    #[cfg(feature = "nats")]
+    nats: Nats,
     file: File,
 }
 

@@ -110,6 +110,8 @@ pub(super) struct Seat {
 pub struct NatsServerBuilder {
     version: NatsVersion,
     users: Vec<(String, String, Option<NatsRights>)>,
+    token: Option<String>,
+    nkeys: Vec<String>,
     without_jetstream: bool,
     file_bytes_max: Option<u64>,
     synced: bool,
@@ -174,6 +176,14 @@ impl NatsServer {
             Place::Own(own) => own.tls.as_ref(),
             Place::External { .. } => None,
         }
+    }
+
+    /// The folder of its data.
+    ///
+    /// # Errors
+    /// [`ServerError::External`] if the server is not ours.
+    pub fn data(&self) -> Result<PathBuf, ServerError> {
+        Ok(self.own("look at the data of")?.seat.data())
     }
 
     /// The server's process id.
@@ -263,6 +273,18 @@ impl NatsServerBuilder {
     /// Adds a user, with just these rights or with all; from then on nobody else may connect.
     pub fn user(mut self, name: impl Into<String>, password: impl Into<String>, rights: Option<NatsRights>) -> Self {
         self.users.push((name.into(), password.into(), rights));
+        self
+    }
+
+    /// Asks everybody for this token.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Lets in who has the seed of this public nkey.
+    pub fn nkey(mut self, public: impl Into<String>) -> Self {
+        self.nkeys.push(public.into());
         self
     }
 
@@ -396,7 +418,10 @@ impl NatsServerBuilder {
             }
             line("}".to_owned());
         }
-        if !self.users.is_empty() {
+        if let Some(token) = &self.token {
+            line(format!("authorization {{ token: {} }}", quoted(token)));
+        }
+        if !self.users.is_empty() || !self.nkeys.is_empty() {
             line("authorization {\n  users: [".to_owned());
             for (name, password, rights) in &self.users {
                 let rights = rights.as_ref().map(|rights| {
@@ -413,6 +438,7 @@ impl NatsServerBuilder {
                 let rights = rights.unwrap_or_default();
                 line(format!("    {{user: {}, password: {}{rights}}}", quoted(name), quoted(password)));
             }
+            self.nkeys.iter().for_each(|nkey| line(format!("    {{nkey: {nkey}}}")));
             line("  ]\n}".to_owned());
         }
         text
