@@ -180,6 +180,8 @@ impl Shared {
 
     pub(crate) fn set_replicas(&self, replicas: usize) {
         self.replicas.store(replicas, Ordering::Relaxed);
+        let margin = self.key_ttl(Duration::ZERO);
+        self.picture().margin = margin;
     }
 
     /// How long a session's key lives that was granted this time: servers' clocks may be apart.
@@ -245,6 +247,7 @@ impl Shared {
     pub(crate) async fn put(&self, name: &Name, value: Bytes, how: How, stage: Stage) -> Result<Put, StoreError> {
         let subject = self.keys.subject(name);
         let message = PublishMessage::build().payload(value).headers(how.headers());
+        let newest = self.read(Picture::newest);
         let sent = self.link.context.send_publish(subject, message).await;
         let acked = match sent {
             Ok(acked) => acked.await,
@@ -252,7 +255,13 @@ impl Shared {
         };
         match acked {
             Ok(ack) => {
-                self.picture().reach(ack.sequence);
+                if ack.sequence > newest {
+                    self.picture().reach(ack.sequence);
+                } else {
+                    // It has told more than this before: it has lost data.
+                    self.with(Picture::went_back);
+                    self.suspect.store(true);
+                }
                 Ok(Put::Done(ack.sequence))
             }
             Err(error) => {
@@ -276,16 +285,9 @@ impl Shared {
 
     /// Waits for a picture that is as new as this moment.
     pub(crate) async fn sync(&self) -> Result<(), StoreError> {
-        let before = loop {
-            let newest = self.read(Picture::newest);
+        let at = loop {
             match self.publish_sync().await {
-                Ok(at) if at > newest => break at,
-                Ok(at) => {
-                    // It has told more than this before: it has lost data.
-                    self.with(Picture::went_back);
-                    self.suspect.store(true);
-                    break at;
-                }
+                Ok(at) => break at,
                 Err(error) if error.kind() == ErrorKind::Transient => {
                     // No leader, or no bucket: the watch finds out which, and makes one.
                     self.suspect.store(true);
@@ -298,7 +300,7 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         };
-        self.see(before).await
+        self.see(at).await
     }
 
     /// What every request begins with: a picture that is as new as this moment, in a generation that is the data's and

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rendez_core::{
-    Change, FencingToken, Generation, Holder, Mirror, NodeId, OperationId, Revision, SessionId, Slot, SlotRecord,
+    Change, Due, FencingToken, Generation, Holder, Mirror, NodeId, OperationId, Revision, SessionId, Slot, SlotRecord,
     StoreError, StoreTime, Versioned, WatchHint,
 };
 
@@ -24,6 +24,9 @@ pub(crate) const TOMBSTONE_LIVES: Duration = Duration::from_secs(3600);
 
 /// How far back what was just read can be asked for changes, at most.
 const HISTORY: Duration = Duration::from_secs(5);
+
+/// The most sessions that a heartbeat names as about to end.
+const DUE_MAX: usize = 64;
 
 /// The most unreadable keys that are remembered; one is enough to stop.
 const DAMAGE_MAX: usize = 64;
@@ -109,6 +112,8 @@ pub(crate) struct Picture {
     checkpoints: BTreeMap<Slot, Bytes>,
     deletions: VecDeque<(Instant, Name, u64)>,
     clock: Option<Clock>,
+    /// How much longer than its TTL a session's key lives.
+    pub(crate) margin: Duration,
     /// When the bucket was made, in nanoseconds since 1970.
     pub(crate) bucket: u64,
     /// Everything was read once.
@@ -143,6 +148,7 @@ impl Picture {
             checkpoints: BTreeMap::new(),
             deletions: VecDeque::new(),
             clock: None,
+            margin: Duration::ZERO,
             bucket: 0,
             loaded: false,
             reload: true,
@@ -225,7 +231,17 @@ impl Picture {
 
     /// How long a session lives if it is not extended.
     pub(crate) fn remaining(&self, standing: &Standing) -> Duration {
-        Duration::from_micros(standing.ends.saturating_sub(self.clock()))
+        Duration::from_micros(standing.ends.saturating_sub(self.clock())).min(standing.value.record.ttl)
+    }
+
+    /// The sessions that end within this time, soonest first, but not the one that asks.
+    pub(crate) fn due(&self, within: Duration, asking: SessionId) -> Vec<Due> {
+        let until = self.clock().saturating_add(micros(within));
+        let others = self.sessions.values().filter(|it| it.value.session != asking && it.ends <= until);
+        let mut others: Vec<_> = others.map(|it| (it.ends, it.value.session)).collect();
+        others.sort_unstable();
+        let left = |ends: u64| Duration::from_micros(ends.saturating_sub(self.clock()));
+        others.into_iter().take(DUE_MAX).map(|(ends, session)| Due { session, remaining: left(ends) }).collect()
     }
 
     pub(crate) fn life_of(&self, holder: &Holder) -> Life {
@@ -280,6 +296,12 @@ impl Picture {
         self.reached = self.reached.max(sequence);
     }
 
+    /// It is another bucket.
+    pub(crate) fn begin_anew(&mut self, made: u64) {
+        let (clock, margin) = (self.clock, self.margin);
+        *self = Self { bucket: made, clock, margin, ..Self::new(&self.cluster) };
+    }
+
     /// The server shows less than it has shown before.
     pub(crate) fn went_back(&mut self) {
         if self.forgotten.is_none() {
@@ -320,7 +342,7 @@ impl Picture {
     pub(crate) fn load(&mut self, all: &[Told], sequence: u64) {
         let generation = self.generation();
         let mut before = std::mem::replace(self, Self::new(&self.cluster));
-        (self.bucket, self.clock) = (before.bucket, before.clock);
+        (self.bucket, self.clock, self.margin) = (before.bucket, before.clock, before.margin);
         for told in all {
             self.hear_clock(told.published);
         }
@@ -435,7 +457,7 @@ impl Picture {
                     return Err(damaged("a session"));
                 }
                 let (id, record) = (value.session, value.record.clone());
-                let ends = told.published.saturating_add(micros(record.ttl));
+                let ends = told.published.saturating_add(micros(record.ttl + self.margin));
                 let before = self.sessions.insert(node.clone(), Standing { value, ends, look: None });
                 self.nodes.insert(id, node.clone());
                 let gone = before.map(|before| before.value.session).filter(|before| *before != id);

@@ -311,12 +311,13 @@ impl Work {
         if shared.correct(&request.known, &self.capabilities, &self.stage).await? {
             self.enter(&request.known).await?;
         }
-        let (sync, held, stamp) = shared.read(|picture| {
+        let (sync, held, stamp, due) = shared.read(|picture| {
             let stamp = shared.stamp(picture, &request.known, FencingToken::NONE);
-            (sync(picture, request, &stamp), picture.mirror.held(session), stamp)
+            let due = picture.due(request.due_within, session);
+            (sync(picture, request, &stamp), picture.mirror.held(session), stamp, due)
         });
         let held = held.ok_or_else(lost)?;
-        Ok(Beat { stamp, ttl, held, sync, due: Vec::new() })
+        Ok(Beat { stamp, ttl, held, sync, due })
     }
 
     async fn close(self, request: &CloseRequest) -> Result<(), StoreError> {
@@ -603,7 +604,6 @@ impl LeaseStore for NatsStore {
         let options = &self.inner.link.options;
         let mut capabilities = Capabilities::strict("nats");
         capabilities.fencing = if options.synced { Fencing::Strict } else { Fencing::Acknowledged };
-        capabilities.due = false;
         // Keys live for whole seconds.
         capabilities.expiry_lateness_max =
             EXPIRY_LATENESS_MAX + Duration::from_secs(whole_seconds(options.clock_skew_max));

@@ -20,7 +20,7 @@ use crate::bucket;
 use crate::cluster::{Cluster, Shared};
 use crate::errors::{Stage, timed_out};
 use crate::keys::Name;
-use crate::picture::{CLAIMS_MAX, Picture, TOMBSTONE_LIVES, Told};
+use crate::picture::{CLAIMS_MAX, TOMBSTONE_LIVES, Told};
 
 /// How often the server speaks up where nothing happens, and how long it may keep silent before it counts as gone.
 const IDLE_HEARTBEAT: Duration = Duration::from_secs(1);
@@ -79,8 +79,8 @@ async fn follow_once(shared: &Arc<Shared>, wait: &mut Duration) -> Result<(), St
     let replicas = info.config.num_replicas;
     let reload = shared.with(|picture| {
         if picture.bucket != made {
-            picture.bucket = made;
-            picture.reload = true;
+            // Nothing that was known says anything about this one.
+            picture.begin_anew(made);
         }
         picture.reload |= picture.heard.elapsed() > TOMBSTONE_LIVES / 2;
         picture.reload
@@ -88,10 +88,10 @@ async fn follow_once(shared: &Arc<Shared>, wait: &mut Duration) -> Result<(), St
     shared.set_replicas(replicas);
     let mut told = Telling::begin(shared, &mut bucket, reload).await?;
     if reload {
-        load(shared, &mut told, made).await?;
+        load(shared, &mut told).await?;
         shared.hint(WatchHint::Everyone);
     } else {
-        resume(shared, &mut told, made).await?;
+        resume(shared, &mut told).await?;
     }
     shared.with(|picture| picture.set_trouble(None));
     *wait = WAIT_MIN;
@@ -143,22 +143,17 @@ async fn claim_all(shared: Arc<Shared>, overdue: Vec<Name>) {
     stream::iter(claims).buffer_unordered(CLAIMS_MAX).collect::<Vec<()>>().await;
 }
 
-/// Writes something of our own, behind which whatever is there by then was told. Notices if that is not as new as what
-/// is known.
-async fn mark(shared: &Shared, made: u64) -> Result<u64, StoreError> {
+/// Writes something of our own, behind which whatever is there by then was told.
+async fn mark(shared: &Shared) -> Result<u64, StoreError> {
     let limit = shared.link.options.connect_timeout;
-    let newest = shared.read(|picture| if picture.loaded && picture.bucket == made { picture.newest() } else { 0 });
     let at = timeout(limit, shared.publish_sync()).await;
     let at = at.map_err(|_| timed_out(Stage::Reading, &shared.link.name, limit))??;
-    if at <= newest {
-        shared.with(Picture::went_back);
-    }
     Ok(at)
 }
 
 /// Reads the last write of each key.
-async fn load(shared: &Shared, told: &mut Telling, made: u64) -> Result<(), StoreError> {
-    let target = mark(shared, made).await?;
+async fn load(shared: &Shared, told: &mut Telling) -> Result<(), StoreError> {
+    let target = mark(shared).await?;
     let mut all = Vec::new();
     loop {
         let one = told.next().await?;
@@ -172,8 +167,8 @@ async fn load(shared: &Shared, told: &mut Telling, made: u64) -> Result<(), Stor
 }
 
 /// Goes on behind the last write that was told, if that is still what it was: other data may have taken its place.
-async fn resume(shared: &Shared, told: &mut Telling, made: u64) -> Result<(), StoreError> {
-    mark(shared, made).await?;
+async fn resume(shared: &Shared, told: &mut Telling) -> Result<(), StoreError> {
+    mark(shared).await?;
     let first = told.next().await?;
     let same = shared.with(|picture| {
         let same = picture.told == (first.sequence, first.published);
