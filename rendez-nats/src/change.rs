@@ -76,7 +76,7 @@ impl Surroundings for Around<'_> {
     }
 }
 
-/// Decides about the changes at these places: of each slot, the first. Nothing if the acting session does not live.
+/// Decides about the changes at these places, up to the first that names a slot again. Nothing if the acting session does not live.
 pub(crate) fn plan(
     picture: &Picture,
     request: &ChangeRequest,
@@ -105,7 +105,8 @@ pub(crate) fn plan(
     for place in open {
         let Some(change) = request.changes.get(*place) else { continue };
         if !seen.insert(&change.slot) {
-            continue;
+            // It is decided from what the one before has left, and what follows comes after both.
+            break;
         }
         let before = picture.slot(&change.slot);
         let before = before.as_ref();

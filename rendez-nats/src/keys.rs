@@ -84,15 +84,15 @@ impl Keys {
     }
 }
 
-/// A fresh session's id: chance, and the sequence that its opening was decided at. All that was written to the node's
-/// key up to there is older than the session.
+/// A fresh session's id: the sequence that its opening was decided at, and chance. All that was written to the node's key
+/// up to there is older than the session; and later sessions have higher ids.
 pub(crate) fn session_id(decided_at: u64) -> SessionId {
-    SessionId::from_bits(u128::from(fastrand::u64(..)) << 64 | u128::from(decided_at))
+    SessionId::from_bits(u128::from(decided_at) << 64 | u128::from(fastrand::u64(..)))
 }
 
 /// Everything that a session has written is above this sequence.
 pub(crate) fn decided_at(session: SessionId) -> u64 {
-    u64::try_from(session.bits() & u128::from(u64::MAX)).unwrap_or(u64::MAX)
+    u64::try_from(session.bits() >> 64).unwrap_or(u64::MAX)
 }
 
 /// What may stand in a bucket's name: letters, digits, `-` and `_`. A long name is cut, with a hash of the whole; should

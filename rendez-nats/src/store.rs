@@ -554,8 +554,7 @@ impl Work {
         self.enter(&Known::default()).await?;
         let name = Name::Slot(slot.clone());
         loop {
-            let (before, last, now) =
-                shared.read(|picture| (picture.mirror.slot(slot).cloned(), picture.last(&name), picture.now()));
+            let (before, last, now) = shared.read(|picture| (picture.slot(slot), picture.last(&name), picture.now()));
             let Some(before) = before else { return Ok(self.done(false)) };
             let record = match before.force(now, token, at_once) {
                 Err(_) => return Ok(self.done(false)),

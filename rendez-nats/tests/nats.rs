@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rendez_core::*;
@@ -10,7 +9,6 @@ use rendez_nats::async_nats::jetstream::message::PublishMessage;
 use rendez_nats::async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use rendez_nats::async_nats::jetstream::{self, Context};
 use rendez_nats::{NatsStore, TlsFiles, async_nats};
-use rendez_testkit::conformance::differential::{self, Comparison, NoFaults};
 use rendez_testkit::servers::{NatsCluster, NatsRights, NatsServer, NatsVersion, RedisServer, Restart};
 use support::*;
 
@@ -592,13 +590,4 @@ async fn a_client_of_ones_own_can_be_used() {
     let world = World::on(NatsStore::from_client(client, options()).unwrap());
     let a = world.open("a").await;
     assert_eq!(world.beat(a).await.unwrap().held.count, 0);
-}
-
-#[test]
-fn it_answers_as_the_model_does() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let server = runtime.block_on(NatsServer::start()).unwrap();
-    let store = runtime.block_on(NatsStore::connect(&server.url(), options())).unwrap();
-    let store: Arc<dyn LeaseStore> = Arc::new(store);
-    differential::run(&runtime, &store, Comparison::Freely, &NoFaults);
 }
