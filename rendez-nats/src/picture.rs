@@ -2,7 +2,7 @@
 //!
 //! It is told what the bucket's consumer says; it asks nobody.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -237,8 +237,10 @@ impl Picture {
     /// The sessions that end within this time, soonest first, but not the one that asks.
     pub(crate) fn due(&self, within: Duration, asking: SessionId) -> Vec<Due> {
         let until = self.clock().saturating_add(micros(within));
-        let others = self.sessions.values().filter(|it| it.value.session != asking && it.ends <= until);
-        let mut others: Vec<_> = others.map(|it| (it.ends, it.value.session)).collect();
+        // By their TTL: that the key lives longer is the store's lateness.
+        let others = self.sessions.values().filter(|it| it.value.session != asking);
+        let others = others.map(|it| (it.ends.saturating_sub(micros(self.margin)), it.value.session));
+        let mut others: Vec<_> = others.filter(|(ends, _)| *ends <= until).collect();
         others.sort_unstable();
         let left = |ends: u64| Duration::from_micros(ends.saturating_sub(self.clock()));
         others.into_iter().take(DUE_MAX).map(|(ends, session)| Due { session, remaining: left(ends) }).collect()
@@ -353,15 +355,21 @@ impl Picture {
         if before.loaded && self.generation() == generation && self.is_older_than(&before) {
             before.went_back();
         }
+        let last = changes.iter().filter_map(revision_of).chain(deletions(all)).max().unwrap_or(Revision(0));
         let same = self.generation() == generation && before.forgotten.is_none();
         if before.forgotten.as_ref().is_some_and(|(of, ..)| *of == self.generation()) {
             self.forgotten = before.forgotten;
         }
         if same && before.loaded && before.mirror.covered() <= Revision(sequence) {
+            let live: BTreeSet<&Name> =
+                all.iter().filter(|told| told.value.is_some()).flat_map(|it| &it.name).collect();
+            // What went without a word went by now.
+            let gone = before.last.keys().any(|name| before.has(name) && !live.contains(name));
+            let at = if gone { Revision(sequence) } else { before.mirror.revision().max(last) };
             self.mirror = before.mirror;
-            self.mirror.load(Revision(sequence), changes);
+            self.mirror.load(at, changes);
+            self.mirror.advance(Revision(sequence));
         } else {
-            let last = changes.iter().filter_map(revision_of).chain(deletions(all)).max().unwrap_or(Revision(0));
             self.mirror.load(self.known_since(all).min(last), changes);
             self.mirror.apply(last, Vec::new());
             self.mirror.advance(Revision(sequence));
