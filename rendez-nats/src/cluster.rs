@@ -285,6 +285,8 @@ impl Shared {
 
     /// Waits for a picture that is as new as this moment.
     pub(crate) async fn sync(&self) -> Result<(), StoreError> {
+        // While there is none, there may be no bucket yet either.
+        self.see(0).await?;
         let at = loop {
             match self.publish_sync().await {
                 Ok(at) => break at,

@@ -93,6 +93,8 @@ async fn follow_once(shared: &Arc<Shared>, wait: &mut Duration) -> Result<(), St
     } else {
         resume(shared, &mut told).await?;
     }
+    // Suspicions up to here were about what has just been made.
+    shared.suspect.store(false);
     shared.with(|picture| picture.set_trouble(None));
     *wait = WAIT_MIN;
     let mut idle_check = Instant::now() + IDLE_CHECK;
