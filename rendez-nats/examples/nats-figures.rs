@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rendez_core::{
@@ -51,12 +52,11 @@ impl Bench {
         let mut times = after_name.split_whitespace().skip(11);
         let mut next = || times.next().and_then(|time| time.parse::<f64>().ok()).unwrap_or_default();
         let statistics = client.statistics();
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
         Ok(Spent {
             cpu: (next() + next()) / TICKS,
-            sent: read(&statistics.out_messages),
-            received: read(&statistics.in_messages),
-            bytes: read(&statistics.out_bytes) + read(&statistics.in_bytes),
+            sent: statistics.out_messages.load(Relaxed),
+            received: statistics.in_messages.load(Relaxed),
+            bytes: statistics.out_bytes.load(Relaxed) + statistics.in_bytes.load(Relaxed),
         })
     }
 
