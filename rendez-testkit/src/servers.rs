@@ -14,6 +14,8 @@ mod etcd;
 mod etcd_cluster;
 mod guarded;
 mod kubernetes;
+mod nats;
+mod nats_cluster;
 mod pgbouncer;
 mod port;
 mod postgres;
@@ -31,6 +33,8 @@ pub use etcd::{EtcdRight, EtcdServer, EtcdServerBuilder, EtcdVersion};
 pub use etcd_cluster::{EtcdCluster, EtcdClusterBuilder};
 pub use guarded::GuardedProcess;
 pub use kubernetes::{KubernetesServer, Refusal, Verb};
+pub use nats::{NatsRights, NatsServer, NatsServerBuilder, NatsVersion};
+pub use nats_cluster::{NatsCluster, NatsClusterBuilder};
 pub use pgbouncer::PgBouncer;
 pub use port::PortLease;
 pub use postgres::{PostgresServer, PostgresServerBuilder, Replication};
@@ -48,6 +52,8 @@ pub const INSTALL_REDIS: &str = "apt-get install -y redis-server redis-sentinel 
 pub const INSTALL_ETCD: &str = "apt-get install -y etcd-server etcd-client";
 /// What to type where the newer etcd is missing: no package of Debian brings it.
 pub const INSTALL_NEWER_ETCD: &str = "cargo xtask servers";
+/// What to type where NATS is missing: no package of Debian brings a version that fits.
+pub const INSTALL_NATS: &str = "cargo xtask servers";
 /// What to type where PostgreSQL is missing on Debian.
 pub const INSTALL_POSTGRES: &str = "apt-get install -y postgresql";
 /// What to type where PgBouncer is missing on Debian.

@@ -54,6 +54,7 @@
 //! - `etcd`: the store for etcd, as `rendez::etcd`; to build it `protoc` is needed.
 //! - `kubernetes`: the store in Leases of a Kubernetes namespace, as `rendez::kubernetes`.
 //! - `postgres`: the store for PostgreSQL, as `rendez::postgres`.
+//! - `nats`: the store for NATS JetStream, as `rendez::nats`.
 //! - `file`: the store in a folder of one host, as `rendez::file`.
 //!
 //! [`MemoryStore`] is always there.
@@ -83,6 +84,8 @@ pub use rendez_etcd as etcd;
 pub use rendez_file as file;
 #[cfg(feature = "kubernetes")]
 pub use rendez_kubernetes as kubernetes;
+#[cfg(feature = "nats")]
+pub use rendez_nats as nats;
 #[cfg(feature = "postgres")]
 pub use rendez_postgres as postgres;
 #[cfg(feature = "redis")]

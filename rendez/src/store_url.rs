@@ -21,6 +21,7 @@ use crate::MemoryStore;
 /// | `etcd://`, `etcds://` | etcd | `etcd` |
 /// | `postgres://`, `postgresql://` | PostgreSQL | `postgres` |
 /// | `kubernetes:` | Leases in a Kubernetes namespace | `kubernetes` |
+/// | `nats://`, `natss://` | NATS JetStream | `nats` |
 /// | `file:` | a folder of this host | `file` |
 ///
 /// ```
@@ -68,7 +69,14 @@ struct Scheme {
 
 /// What a store's crate brings: a type of options with `set` and the field `operation_timeout`, and a store with `connect`.
 #[cfg_attr(
-    not(any(feature = "redis", feature = "etcd", feature = "postgres", feature = "kubernetes", feature = "file")),
+    not(any(
+        feature = "redis",
+        feature = "etcd",
+        feature = "postgres",
+        feature = "kubernetes",
+        feature = "nats",
+        feature = "file"
+    )),
     allow(unused_macros)
 )]
 macro_rules! store_of {
@@ -92,7 +100,7 @@ macro_rules! store_of {
     }};
 }
 
-fn schemes() -> [Scheme; 6] {
+fn schemes() -> [Scheme; 7] {
     [
         Scheme { feature: "", prefixes: &["memory:"], store: Some(MEMORY) },
         Scheme {
@@ -132,6 +140,14 @@ fn schemes() -> [Scheme; 6] {
             #[cfg(feature = "kubernetes")]
             store: store_of!("kubernetes", rendez_kubernetes::KubernetesStore, rendez_kubernetes::KubernetesOptions),
             #[cfg(not(feature = "kubernetes"))]
+            store: None,
+        },
+        Scheme {
+            feature: "nats",
+            prefixes: &["nats://", "natss://"],
+            #[cfg(feature = "nats")]
+            store: store_of!("nats", rendez_nats::NatsStore, rendez_nats::NatsOptions),
+            #[cfg(not(feature = "nats"))]
             store: None,
         },
         Scheme {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::{Failure, run};
 
-mod newer_etcd;
+mod python_packages;
 
 /// Programs (or files, seen from a folder of programs), the Debian packages that bring them, and the services that those would leave running.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ const SYSTEM: &str = "/usr/sbin";
 /// Installs what builds and tests need and what is missing, or says what to type.
 pub(crate) fn ensure() -> Result<(), Failure> {
     ensure_all(&[TOOLS, SERVERS].concat())?;
-    newer_etcd::ensure()
+    python_packages::ensure()
 }
 
 /// The same for what the build of all crates needs.

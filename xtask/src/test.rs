@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use crate::{Failure, conformance, run, servers};
 
 /// The servers that tests share. A test that stops, fills or wipes a server starts its own.
-const SHARED: &[&str] = &["redis", "redis-sentinel", "redis-cluster", "etcd", "postgres"];
+const SHARED: &[&str] = &["redis", "redis-sentinel", "redis-cluster", "etcd", "postgres", "nats", "nats-cluster"];
 
 /// Installs what is missing, says which cases the stores are put through, and runs all tests; the last thing printed is
 /// the test runner's own summary.

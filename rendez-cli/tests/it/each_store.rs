@@ -68,6 +68,8 @@ on_each_store! {
     postgres: Postgres,
     #[cfg(feature = "kubernetes")]
     kubernetes: Kubernetes,
+    #[cfg(feature = "nats")]
+    nats: Nats,
     file: File,
 }
 

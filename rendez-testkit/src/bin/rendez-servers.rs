@@ -10,12 +10,13 @@
 use std::process::ExitCode;
 
 use rendez_testkit::servers::{
-    EtcdCluster, EtcdServer, KubernetesServer, PostgresServer, RedisCluster, RedisSentinelSet, RedisServer, ServerError,
+    EtcdCluster, EtcdServer, KubernetesServer, NatsCluster, NatsServer, PostgresServer, RedisCluster, RedisSentinelSet,
+    RedisServer, ServerError,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: rendez-servers [--until-end-of-input] NAME...\n\
-                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres,\n\
+                     names: redis, redis-sentinel, redis-cluster, etcd, etcd-cluster, postgres, nats, nats-cluster,\n\
                      kubernetes (the Lease API alone, in this program)";
 
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,8 @@ enum Name {
     EtcdCluster,
     Postgres,
     Kubernetes,
+    Nats,
+    NatsCluster,
 }
 
 /// Some servers that run.
@@ -38,6 +41,8 @@ enum Running {
     EtcdCluster(EtcdCluster),
     Postgres(PostgresServer),
     Kubernetes(KubernetesServer),
+    Nats(NatsServer),
+    NatsCluster(NatsCluster),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -121,6 +126,8 @@ impl Name {
             "etcd-cluster" => Some(Self::EtcdCluster),
             "postgres" => Some(Self::Postgres),
             "kubernetes" => Some(Self::Kubernetes),
+            "nats" => Some(Self::Nats),
+            "nats-cluster" => Some(Self::NatsCluster),
             _ => None,
         }
     }
@@ -134,6 +141,8 @@ impl Name {
             Self::EtcdCluster => Running::EtcdCluster(EtcdCluster::builder().start().await?),
             Self::Postgres => Running::Postgres(PostgresServer::builder().start().await?),
             Self::Kubernetes => Running::Kubernetes(KubernetesServer::start().await?),
+            Self::Nats => Running::Nats(NatsServer::builder().start().await?),
+            Self::NatsCluster => Running::NatsCluster(NatsCluster::builder().start().await?),
         })
     }
 }
@@ -148,6 +157,8 @@ impl Running {
             Self::EtcdCluster(cluster) => cluster.url(),
             Self::Postgres(server) => server.url(),
             Self::Kubernetes(server) => server.url(),
+            Self::Nats(server) => server.url(),
+            Self::NatsCluster(cluster) => cluster.url(),
         }
     }
 
@@ -160,6 +171,8 @@ impl Running {
             Self::EtcdCluster(cluster) => cluster.members.iter().map(EtcdServer::process_id).collect(),
             Self::Postgres(server) => Ok(vec![server.process_id()?]),
             Self::Kubernetes(_) => Ok(vec![std::process::id()]),
+            Self::Nats(server) => Ok(vec![server.process_id()?]),
+            Self::NatsCluster(cluster) => cluster.members.iter().map(NatsServer::process_id).collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{EtcdServer, KubernetesServer, PostgresServer, RedisServer, ServerError};
+use super::{EtcdServer, KubernetesServer, NatsServer, PostgresServer, RedisServer, ServerError};
 
 /// A kind of store that processes can share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,13 +16,15 @@ pub enum StoreKind {
     Postgres,
     /// The Lease API of a Kubernetes API server, in this process.
     Kubernetes,
+    /// One NATS server with JetStream.
+    Nats,
     /// A folder of this machine.
     File,
 }
 
 impl StoreKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Redis, Self::Etcd, Self::Postgres, Self::Kubernetes, Self::File];
+    pub const ALL: [Self; 6] = [Self::Redis, Self::Etcd, Self::Postgres, Self::Kubernetes, Self::Nats, Self::File];
 
     /// Its name, as in the addresses of stores.
     #[must_use]
@@ -32,6 +34,7 @@ impl StoreKind {
             Self::Etcd => "etcd",
             Self::Postgres => "postgres",
             Self::Kubernetes => "kubernetes",
+            Self::Nats => "nats",
             Self::File => "file",
         }
     }
@@ -65,6 +68,8 @@ pub enum AnyServer {
     Postgres(PostgresServer),
     /// See [`StoreKind::Kubernetes`].
     Kubernetes(KubernetesServer),
+    /// See [`StoreKind::Nats`].
+    Nats(NatsServer),
     /// See [`StoreKind::File`].
     File(tempfile::TempDir),
 }
@@ -80,6 +85,7 @@ impl AnyServer {
             StoreKind::Etcd => Self::Etcd(EtcdServer::builder().start().await?),
             StoreKind::Postgres => Self::Postgres(PostgresServer::builder().start().await?),
             StoreKind::Kubernetes => Self::Kubernetes(KubernetesServer::start().await?),
+            StoreKind::Nats => Self::Nats(NatsServer::builder().start().await?),
             StoreKind::File => {
                 Self::File(tempfile::tempdir().map_err(ServerError::io("cannot make a folder for the store"))?)
             }
@@ -99,6 +105,7 @@ impl AnyServer {
                 server.stall();
                 Ok(())
             }
+            Self::Nats(server) => server.stop(),
             Self::File(_) => Err(ServerError::Config("a folder cannot stand still".to_owned())),
         }
     }
@@ -116,6 +123,7 @@ impl AnyServer {
                 server.resume();
                 Ok(())
             }
+            Self::Nats(server) => server.resume(),
             Self::File(_) => Err(ServerError::Config("a folder cannot stand still".to_owned())),
         }
     }
@@ -128,6 +136,7 @@ impl AnyServer {
             Self::Etcd(server) => server.url(),
             Self::Postgres(server) => server.url(),
             Self::Kubernetes(server) => server.url(),
+            Self::Nats(server) => server.url(),
             Self::File(folder) => format!("file:{}", folder.path().join("store").display()),
         }
     }
@@ -142,8 +151,7 @@ mod tests {
         for kind in StoreKind::ALL {
             assert_eq!(kind.as_str().parse::<StoreKind>().unwrap(), kind);
         }
-        assert!(
-            "mysql".parse::<StoreKind>().unwrap_err().to_string().contains("redis, etcd, postgres, kubernetes, file")
-        );
+        let refused = "mysql".parse::<StoreKind>().unwrap_err().to_string();
+        assert!(refused.contains("redis, etcd, postgres, kubernetes, nats, file"), "{refused}");
     }
 }
