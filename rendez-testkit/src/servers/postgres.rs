@@ -18,7 +18,7 @@ use super::redis::{Restart, START_ATTEMPTS_MAX, url_part};
 use super::small_disk::SmallDisk;
 use super::tls::TlsFiles;
 use super::wait::{Patience, READY_BOUND, wait_until};
-use super::wrong_clock::WrongClock;
+use super::wrong_clock::{self, WrongClock};
 use super::{ServerError, log_tail};
 
 const URL_VARIABLE: &str = "RENDEZ_TEST_POSTGRES_URL";
@@ -30,8 +30,10 @@ const DATABASE: &str = "postgres";
 const DATA_BYTES_MIN: u64 = 64 << 20;
 /// How long a dropped server may take to tidy up before it is killed.
 const FAREWELL_BOUND: Duration = Duration::from_secs(5);
-/// What killed servers leave outside of their folder: a small segment of shared memory, named in their pid file.
-const FAREWELL: &str = r#"set -- $(sed -n 7p "$folder/data/postmaster.pid"); ipcrm -m "$2"; umount -l "$folder/data""#;
+/// What killed servers leave outside of their folder: a small segment of shared memory, named in their pid file, and what
+/// shares their clock.
+const FAREWELL: &str = r#"set -- $(sed -n 7p "$folder/data/postmaster.pid"); ipcrm -m "$2"; umount -l "$folder/data"
+    rm -f "/dev/shm/sem.faketime_sem_$$" "/dev/shm/faketime_shm_$$""#;
 
 /// Whether a primary waits for a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -552,6 +554,7 @@ impl Drop for Postmaster {
         }
         self.process.kill();
         self.forget();
+        wrong_clock::forget(self.process.id());
     }
 }
 
@@ -572,11 +575,15 @@ async fn small_disk(data: &Path, bytes: u64) -> Result<SmallDisk, ServerError> {
 }
 
 fn spawn(programs: &Programs, settings: &PostgresServerBuilder, folder: &Path) -> Result<GuardedProcess, ServerError> {
-    let mut command = programs.server("postgres");
+    let mut command = if settings.clock_of_its_own {
+        // The library is loaded when the user has been changed: what it shares must belong to the server's.
+        let mut command = programs.as_user(Path::new("env"));
+        command.args(WrongClock::new(folder).variables()?).arg(programs.path("postgres"));
+        command
+    } else {
+        programs.server("postgres")
+    };
     command.arg("-D").arg(folder.join("data")).current_dir(folder);
-    if settings.clock_of_its_own {
-        WrongClock::new(folder).apply(&mut command)?;
-    }
     GuardedProcess::spawn_with_farewell(&command, folder, FAREWELL)
 }
 

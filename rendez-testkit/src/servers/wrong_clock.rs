@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::{INSTALL_FAKETIME, ServerError};
 
@@ -25,16 +24,18 @@ impl WrongClock {
         Self { setting: folder.join(SETTING) }
     }
 
-    /// Lets a program see this clock; right, unless it was set.
-    pub(super) fn apply(&self, command: &mut Command) -> Result<(), ServerError> {
+    /// The variables with which a program sees this clock, as `env` takes them; right, unless it was set.
+    pub(super) fn variables(&self) -> Result<[String; 4], ServerError> {
         if !self.setting.exists() {
             self.set(0)?;
         }
-        command.env("LD_PRELOAD", library()?);
-        command.env("FAKETIME_TIMESTAMP_FILE", &self.setting);
-        // Read at every look, so that a step is one; and timers go on as they are.
-        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        Ok(())
+        Ok([
+            format!("LD_PRELOAD={}", library()?.display()),
+            format!("FAKETIME_TIMESTAMP_FILE={}", self.setting.display()),
+            // Read at every look, so that a step is one; and timers go on as they are.
+            "FAKETIME_NO_CACHE=1".to_owned(),
+            "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+        ])
     }
 
     /// Sets it so far ahead of the right time, or behind.
@@ -44,6 +45,14 @@ impl WrongClock {
         let what = || ServerError::io(format!("write {}", self.setting.display()));
         fs::write(&fresh, format!("{seconds_ahead:+}\n")).map_err(what())?;
         fs::rename(&fresh, &self.setting).map_err(what())
+    }
+}
+
+/// Removes what a process with such a clock leaves behind when it is killed.
+pub(super) fn forget(process_id: u32) {
+    for name in ["sem.faketime_sem", "faketime_shm"] {
+        // An error means that it is not there, as with every process that had none.
+        let _ = fs::remove_file(format!("/dev/shm/{name}_{process_id}"));
     }
 }
 

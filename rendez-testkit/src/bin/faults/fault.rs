@@ -68,7 +68,7 @@ faults! {
     ReadOnly, "read-only", "the server refuses all writes";
     Evicting, "evicting", "the server is set to throw data away, and does";
     ClockForward, "clock-forward", "the server's clock steps forward by 2 to 60 s, and back again later";
-    ClockBack, "clock-back", "the server's clock steps back by 2 to 30 s, and forward again later";
+    ClockBack, "clock-back", "the server's clock steps back by 2 to 30 s, and stays there";
     ConnectionsKilled, "connections-killed", "the server kills all connections, again and again";
     Credentials, "credentials", "the user's rights are revoked and the connections killed; then they are given back";
     Certificate, "certificate", "the server comes back with a certificate that has expired; then with a good one";

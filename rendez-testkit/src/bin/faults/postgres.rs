@@ -190,8 +190,9 @@ impl Server for Alone {
                 self.run("ALTER SYSTEM RESET default_transaction_read_only").await?;
                 self.run("SELECT pg_reload_conf()").await?;
             }
-            ServerFault::ClockForward | ServerFault::ClockBack => self.server.set_clock(0)?,
-            ServerFault::ConnectionsKilled => {}
+            ServerFault::ClockForward => self.server.set_clock(0)?,
+            // Back to the right time would be a step forward.
+            ServerFault::ClockBack | ServerFault::ConnectionsKilled => {}
             ServerFault::Credentials => self.run(&format!("ALTER ROLE {USER} LOGIN")).await?,
             ServerFault::Certificate => {
                 self.server.tls().ok_or("no TLS")?.renew_server()?;
@@ -208,6 +209,8 @@ impl Server for Alone {
 struct Pair {
     primary: PostgresServer,
     standby: PostgresServer,
+    /// The standby of the promoted one.
+    next: Option<PostgresServer>,
     how: Replication,
     /// How long the standby gets nothing before the primary dies.
     lag: Duration,
@@ -215,9 +218,15 @@ struct Pair {
 
 impl Pair {
     async fn start(how: Replication, dice: &mut Rng) -> Result<Box<dyn Server>, Failure> {
-        let mut primary = PostgresServer::builder().start().await?;
+        let alone = PostgresServer::builder();
+        let primary = match how {
+            Replication::Asynchronous => alone,
+            // Any standby, also of the one that is promoted: it is refused as long as it waits for none.
+            Replication::Synchronous => alone.config("synchronous_standby_names = '*'"),
+        };
+        let mut primary = primary.start().await?;
         let standby = primary.start_replica(how).await?;
-        Ok(Box::new(Self { primary, standby, how, lag: between(dice, 300, LAG_MAX_MS) }))
+        Ok(Box::new(Self { primary, standby, next: None, how, lag: between(dice, 300, LAG_MAX_MS) }))
     }
 }
 
@@ -278,6 +287,10 @@ impl Server for Pair {
             // Late, but at last somebody stops it.
             return Ok(self.primary.kill()?);
         }
-        Ok(self.standby.promote().await?)
+        self.standby.promote().await?;
+        if self.how == Replication::Synchronous {
+            self.next = Some(self.standby.start_replica(self.how).await?);
+        }
+        Ok(())
     }
 }

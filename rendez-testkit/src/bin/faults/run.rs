@@ -99,18 +99,15 @@ pub(crate) async fn run(store: &dyn Store, fault: Fault, seed: u64) -> Result<Ou
     let hold = fault == Fault::Server(ServerFault::EmptiedHeld);
     let nodes = Nodes::new(&*server, &sink_addr, &probe, hold)?;
     let mut run = Run { fault, plan, dice, server, nodes, struck: None };
-    let done = run.go(&sink).await;
-    if !matches!(&done, Ok(outcome) if outcome.broken.is_empty()) {
-        let kept = run.nodes.keep();
-        return match done {
-            Ok(mut outcome) => {
-                outcome.plan = format!("{}; kept in {}", outcome.plan, kept.display());
-                Ok(outcome)
+    match run.go(&sink).await {
+        Ok(mut outcome) => {
+            if outcome.broken.iter().any(|broken| store.expectation(fault).is_surprised_by(broken.promise)) {
+                outcome.plan = format!("{}; kept in {}", outcome.plan, run.nodes.keep().display());
             }
-            Err(failure) => Err(format!("{failure} ({}; kept in {})", run.plan, kept.display()).into()),
-        };
+            Ok(outcome)
+        }
+        Err(failure) => Err(format!("{failure} ({}; kept in {})", run.plan, run.nodes.keep().display()).into()),
     }
-    done
 }
 
 /// A run under way.
@@ -198,10 +195,10 @@ impl Run {
         }
         let victim = self.victim();
         let others: Vec<usize> = (0..self.nodes.nodes.len()).filter(|at| Some(*at) != victim).collect();
-        match self.dice.choice(others) {
-            Some(at) => self.nodes.leave(at),
-            None => Ok(()),
+        if let Some(at) = self.dice.choice(others) {
+            self.nodes.leave(at);
         }
+        Ok(())
     }
 
     fn victim(&self) -> Option<usize> {

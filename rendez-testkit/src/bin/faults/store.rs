@@ -30,6 +30,16 @@ pub(crate) enum Expectation {
     Absent(&'static str),
 }
 
+impl Expectation {
+    /// Whether nobody has said beforehand that this may be broken.
+    pub(crate) fn is_surprised_by(self, promise: Promise) -> bool {
+        match self {
+            Self::Kept | Self::Absent(_) => true,
+            Self::May { breaks, .. } => !breaks.contains(&promise),
+        }
+    }
+}
+
 /// A store in the matrix.
 #[async_trait]
 pub(crate) trait Store: Sync {
@@ -86,7 +96,7 @@ pub(crate) trait Server: Send + Sync {
     async fn heal(&mut self, fault: ServerFault) -> Result<(), Failure>;
 }
 
-impl dyn Store {
+impl dyn Store + '_ {
     /// What is said beforehand about any fault.
     pub(crate) fn expectation(&self, fault: Fault) -> Expectation {
         match (fault, self.lacks(fault)) {

@@ -25,12 +25,8 @@ impl Cell {
         Self { store, fault, expectation: store.expectation(fault), runs: Vec::new(), failed: Vec::new() }
     }
 
-    /// Whether a promise was broken here that nobody said might be.
-    pub(crate) fn surprises(&self, broken: &Broken) -> bool {
-        match self.expectation {
-            Expectation::Kept | Expectation::Absent(_) => true,
-            Expectation::May { breaks, .. } => !breaks.contains(&broken.promise),
-        }
+    fn surprises(&self, broken: &Broken) -> bool {
+        self.expectation.is_surprised_by(broken.promise)
     }
 
     /// Whether anything happened that fails the command.
@@ -165,7 +161,8 @@ pub(crate) fn table(cells: &[Cell], markdown: bool) -> String {
             true => writeln!(text, "| {} |", row.join(" | ")),
             false => {
                 let [store, fault, runs, verdict, rest @ ..] = row;
-                writeln!(text, "{store:<10} {fault:<20} {runs:>4}  {}  {verdict}", rest.map_each())
+                let numbers: String = rest.iter().map(|cell| format!("{cell:>16}")).collect();
+                writeln!(text, "{store:<10} {fault:<20} {runs:>4}  {numbers}  {verdict}")
             }
         };
         if markdown && at == 0 {
@@ -173,17 +170,6 @@ pub(crate) fn table(cells: &[Cell], markdown: bool) -> String {
         }
     }
     text
-}
-
-/// Columns of numbers.
-trait Columns {
-    fn map_each(&self) -> String;
-}
-
-impl Columns for [String; 4] {
-    fn map_each(&self) -> String {
-        self.iter().map(|cell| format!("{cell:>16}")).collect()
-    }
 }
 
 fn time(time: Duration) -> String {
