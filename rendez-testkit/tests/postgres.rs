@@ -279,7 +279,8 @@ async fn a_clock_of_its_own_steps_for_the_sessions_that_are_there_too() {
     let server = PostgresServer::builder().clock_of_its_own().start().await.unwrap();
     let ahead = async || {
         let real = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        let seen: u64 = server.query("SELECT extract(epoch FROM clock_timestamp())::bigint").await.unwrap().parse().unwrap();
+        let seen: u64 =
+            server.query("SELECT extract(epoch FROM clock_timestamp())::bigint").await.unwrap().parse().unwrap();
         i64::try_from(seen).unwrap() - i64::try_from(real).unwrap()
     };
     // Between two looks a busy machine may lose some seconds.

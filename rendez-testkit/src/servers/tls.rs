@@ -43,7 +43,8 @@ impl TlsFiles {
         let issuer = Issuer::new(authority, authority_key);
         let sign = |name: &str, alternatives: &[&str]| {
             let key = KeyPair::generate()?;
-            let cert = write(folder, &format!("{name}.pem"), &subject(name, alternatives)?.signed_by(&key, &issuer)?.pem())?;
+            let cert =
+                write(folder, &format!("{name}.pem"), &subject(name, alternatives)?.signed_by(&key, &issuer)?.pem())?;
             let key = write(folder, &format!("{name}.key"), &key.serialize_pem())?;
             Ok::<_, ServerError>((cert, key))
         };
@@ -76,8 +77,7 @@ impl TlsFiles {
         let issuer = Issuer::new(authority()?, read_key(&self.ca_key)?);
         let signed = params.signed_by(&read_key(&self.server_key)?, &issuer)?.pem();
         // Written over, so that the file stays the server's.
-        fs::write(&self.server_cert, signed)
-            .map_err(ServerError::io(format!("write {}", self.server_cert.display())))
+        fs::write(&self.server_cert, signed).map_err(ServerError::io(format!("write {}", self.server_cert.display())))
     }
 }
 

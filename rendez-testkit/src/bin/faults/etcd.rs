@@ -40,14 +40,16 @@ impl Store for Etcd {
                 because: "before 3.4.30 and 3.5.12 a stalled leader that wakes up may end all leases too early \
                           (this is 3.5.1)",
             },
-            ServerFault::FailoverLossy => Expectation::Absent("a leader has what was acknowledged, or it is not elected"),
+            ServerFault::FailoverLossy => {
+                Expectation::Absent("a leader has what was acknowledged, or it is not elected")
+            }
             ServerFault::Evicting => Expectation::Absent("etcd throws nothing away"),
             ServerFault::ClockForward | ServerFault::ClockBack => Expectation::Absent(
                 "etcd counts leases on a clock that cannot be set, and a Go program does not ask libfaketime",
             ),
-            ServerFault::ConnectionsKilled => {
-                Expectation::Absent("etcd has no command for it; `reset` closes them on the way, `restarted` at the server")
-            }
+            ServerFault::ConnectionsKilled => Expectation::Absent(
+                "etcd has no command for it; `reset` closes them on the way, `restarted` at the server",
+            ),
             ServerFault::Stalled
             | ServerFault::Restarted
             | ServerFault::EmptiedHeld

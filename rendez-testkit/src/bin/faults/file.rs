@@ -40,12 +40,22 @@ impl Store for File {
                 breaks: &[Promise::NoOverlap],
                 because: "a node that remembers nothing may ask first, and then nobody waits; `cold_start_hold` excludes it",
             },
-            ServerFault::Restarted | ServerFault::Failover | ServerFault::FailoverLossy | ServerFault::OldPrimary => Expectation::Absent(NO_SERVER),
-            ServerFault::ConnectionsKilled | ServerFault::Certificate => Expectation::Absent("there are no connections"),
-            ServerFault::ReadOnly => Expectation::Absent("a mounted disk with open files cannot be made read-only; a full one takes its place"),
+            ServerFault::Restarted | ServerFault::Failover | ServerFault::FailoverLossy | ServerFault::OldPrimary => {
+                Expectation::Absent(NO_SERVER)
+            }
+            ServerFault::ConnectionsKilled | ServerFault::Certificate => {
+                Expectation::Absent("there are no connections")
+            }
+            ServerFault::ReadOnly => Expectation::Absent(
+                "a mounted disk with open files cannot be made read-only; a full one takes its place",
+            ),
             ServerFault::Evicting => Expectation::Absent("a file system throws nothing away"),
-            ServerFault::ClockForward | ServerFault::ClockBack => Expectation::Absent("time is the kernel's since its boot, which nobody can set"),
-            ServerFault::Credentials => Expectation::Absent("rights are looked at when a file is opened, and never at all for root"),
+            ServerFault::ClockForward | ServerFault::ClockBack => {
+                Expectation::Absent("time is the kernel's since its boot, which nobody can set")
+            }
+            ServerFault::Credentials => {
+                Expectation::Absent("rights are looked at when a file is opened, and never at all for root")
+            }
         }
     }
 

@@ -82,7 +82,10 @@ fn overdue(report: &Report, silence: &Silence, ttl: Duration) -> Vec<Broken> {
     let late = runs.filter(|run| run.begin < silence.to && run.until.min(silence.to) > deadline);
     late.map(|run| {
         let by = run.until.min(silence.to).since(deadline);
-        Broken::new(Promise::Deadline, format!("{} {} on {} ran for {by:?} after its deadline", run.slot, run.token, run.node))
+        Broken::new(
+            Promise::Deadline,
+            format!("{} {} on {} ran for {by:?} after its deadline", run.slot, run.token, run.node),
+        )
     })
     .collect()
 }

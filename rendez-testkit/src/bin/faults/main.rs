@@ -92,16 +92,8 @@ fn main() -> ExitCode {
 }
 
 fn wish(mut words: impl Iterator<Item = String>) -> Result<Wish, String> {
-    let mut wish = Wish {
-        store: None,
-        fault: None,
-        runs: 1,
-        seed: 1,
-        parallel: 4,
-        minutes: None,
-        list: false,
-        markdown: false,
-    };
+    let mut wish =
+        Wish { store: None, fault: None, runs: 1, seed: 1, parallel: 4, minutes: None, list: false, markdown: false };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} wants a value"));
         let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text:?} is no number"));

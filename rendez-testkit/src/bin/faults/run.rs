@@ -4,11 +4,11 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use rendez_testkit::clock;
 use rendez_testkit::measure::Failure;
 use rendez_testkit::processes::signal;
 use rendez_testkit::proxy::{Direction, Proxy};
 use rendez_testkit::sink::{SinkServer, TokenSink};
-use rendez_testkit::clock;
 use rustix::process::Signal;
 
 use crate::fault::{Fault, NetworkFault, NodeFault, ServerFault};

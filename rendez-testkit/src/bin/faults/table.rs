@@ -31,7 +31,8 @@ impl Cell {
 
     /// Whether anything happened that fails the command.
     pub(crate) fn is_bad(&self) -> bool {
-        !self.failed.is_empty() || self.runs.iter().flat_map(|(_, run)| &run.broken).any(|broken| self.surprises(broken))
+        !self.failed.is_empty()
+            || self.runs.iter().flat_map(|(_, run)| &run.broken).any(|broken| self.surprises(broken))
     }
 
     /// The line that makes the run with this seed again.
@@ -53,7 +54,8 @@ impl Cell {
             let seeds: Vec<u64> = self.runs.iter().filter(|(_, run)| has(run)).map(|(seed, _)| *seed).collect();
             let count = format!("{promise} in {} of {}", seeds.len(), self.runs.len());
             let longest = self.runs.iter().map(|(_, run)| run.longest_overlap).max().unwrap_or_default();
-            let longest = if promise == Promise::NoOverlap { format!(", longest {}", time(longest)) } else { String::new() };
+            let longest =
+                if promise == Promise::NoOverlap { format!(", longest {}", time(longest)) } else { String::new() };
             let replay = seeds.first().map(|seed| self.replay(*seed)).unwrap_or_default();
             words.push(match said {
                 true => format!("{count}{longest}, as said"),
