@@ -103,7 +103,7 @@ impl Server for Alone {
         self.server.addr().ok()
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         match self.user {
             Some(user) => self.server.url_for(user, PASSWORD).unwrap_or_default(),
             None => self.server.url(),
@@ -178,7 +178,7 @@ impl Server for Members {
         None
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         self.cluster.url()
     }
 

@@ -119,6 +119,17 @@ impl Fault {
         }
     }
 
+    /// Whether it can come several times in one run.
+    pub(crate) fn comes_again(self) -> bool {
+        use ServerFault::{Credentials, Emptied, EmptiedHeld, ReadOnly, Restarted, Stalled};
+        let again = [Stalled, Restarted, Emptied, EmptiedHeld, ReadOnly, Credentials];
+        match self {
+            Self::Node(_) => false,
+            Self::Network(_) => true,
+            Self::Server(fault) => again.contains(&fault),
+        }
+    }
+
     /// Whether nobody who comes while it lasts is let in: the store says so at the first connection, and the agent ends.
     pub(crate) fn refuses_newcomers(self) -> bool {
         use ServerFault::{Certificate, Credentials, Evicting};

@@ -87,7 +87,7 @@ impl Server for Folder {
         None
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         format!("file:{}", self.store().display())
     }
 

@@ -64,13 +64,13 @@ pub(crate) struct Silence {
 }
 
 /// What the records say against the promises.
-pub(crate) fn broken(report: &Report, silence: Option<&Silence>, ttl: Duration, sink: &[SinkEntry]) -> Vec<Broken> {
+pub(crate) fn broken(report: &Report, silences: &[Silence], ttl: Duration, sink: &[SinkEntry]) -> Vec<Broken> {
     let violations = report.violations.iter().map(|violation| match violation {
         Violation::Overlap { .. } => Broken::new(Promise::NoOverlap, violation.to_string()),
         Violation::TokenNotHigher { .. } => Broken::new(Promise::TokensRise, violation.to_string()),
     });
     let mut broken: Vec<Broken> = violations.collect();
-    broken.extend(silence.into_iter().flat_map(|silence| overdue(report, silence, ttl)));
+    broken.extend(silences.iter().flat_map(|silence| overdue(report, silence, ttl)));
     broken.extend(stale(sink));
     broken
 }
@@ -162,7 +162,7 @@ mod tests {
     fn overlaps_falling_tokens_and_stale_writes_are_told_apart() {
         let ttl = Duration::from_nanos(50);
         let bad = report("begin w/0 2 a 1 100\nend w/0 2 a 1 200\nbegin w/0 1 b 2 150\nend w/0 1 b 2 160\n");
-        assert_eq!(promises(&broken(&bad, None, ttl, &[])), [Promise::NoOverlap, Promise::TokensRise]);
+        assert_eq!(promises(&broken(&bad, &[], ttl, &[])), [Promise::NoOverlap, Promise::TokensRise]);
         assert_eq!(longest_overlap(&bad), Duration::from_nanos(10));
         let entry = |token: u64, accepted| SinkEntry {
             slot: "w/0".parse().unwrap(),
@@ -172,15 +172,15 @@ mod tests {
             at: at(0),
         };
         let good = [entry(1, true), entry(3, true), entry(2, false), entry(3, true)];
-        assert!(broken(&report(""), None, ttl, &good).is_empty());
+        assert!(broken(&report(""), &[], ttl, &good).is_empty());
         let bad = [entry(3, true), entry(2, true)];
-        assert_eq!(promises(&broken(&report(""), None, ttl, &bad)), [Promise::SinkRefuses]);
+        assert_eq!(promises(&broken(&report(""), &[], ttl, &bad)), [Promise::SinkRefuses]);
     }
 
     #[test]
     fn in_a_silence_nothing_of_its_nodes_runs_beyond_the_deadline() {
-        let silence = Silence { nodes: vec!["a".to_owned()], from: at(100), to: at(300) };
-        let judge = |text: &str| promises(&broken(&report(text), Some(&silence), Duration::from_nanos(50), &[]));
+        let silences = [Silence { nodes: vec!["a".to_owned()], from: at(100), to: at(300) }];
+        let judge = |text: &str| promises(&broken(&report(text), &silences, Duration::from_nanos(50), &[]));
         assert_eq!(judge("begin w/0 1 a 1 10\nend w/0 1 a 1 151\n"), [Promise::Deadline]);
         assert_eq!(judge("begin w/0 1 a 1 200\nalive w/0 1 a 1 210\n"), [Promise::Deadline]);
         for good in [

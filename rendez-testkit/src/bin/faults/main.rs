@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         }
     };
     let cells = runtime.block_on(run_all(cells, &wish));
-    print!("\n{}", table::table(&cells, wish.markdown));
+    print!("\n{}", if wish.markdown { table::markdown(&cells) } else { table::table(&cells) });
     let bad = cells.iter().filter(|cell| cell.is_bad()).count();
     let runs: usize = cells.iter().map(|cell| cell.runs.len()).sum();
     let applying = cells.iter().filter(|cell| !matches!(cell.expectation, Expectation::Absent(_))).count();

@@ -48,7 +48,6 @@ pub(crate) struct Nodes {
     /// Those that were told to end.
     leaving: Vec<Node>,
     stage: AgentStage,
-    url: String,
     environment: Vec<(String, String)>,
     probe_options: Vec<String>,
     started: usize,
@@ -67,8 +66,7 @@ pub(crate) struct Node {
 impl Nodes {
     /// None yet, for this server and sink.
     pub(crate) fn new(server: &dyn Server, sink: &str, probe: &[String], hold: bool) -> Result<Self, Failure> {
-        let url = server.url();
-        let stage = AgentStage::new(program()?, url.clone(), u32::try_from(SLOTS)?)?;
+        let stage = AgentStage::new(program()?, server.url(0), u32::try_from(SLOTS)?)?;
         let key = |key: &str| format!("RENDEZ_CONFIG_{key}");
         let mut environment: Vec<(String, String)> =
             SETTINGS.iter().map(|(name, value)| (key(name), (*value).to_owned())).collect();
@@ -83,18 +81,19 @@ impl Nodes {
         let mut probe_options: Vec<String> = PROBE_OPTIONS.iter().map(|&option| option.to_owned()).collect();
         probe_options.extend(["--sink".to_owned(), sink.to_owned()]);
         probe_options.extend(probe.iter().cloned());
-        Ok(Self { nodes: Vec::new(), leaving: Vec::new(), stage, url, environment, probe_options, started: 0 })
+        Ok(Self { nodes: Vec::new(), leaving: Vec::new(), stage, environment, probe_options, started: 0 })
     }
 
     /// Adds a node, behind a proxy of its own if the server has an address and the network shall fail.
     pub(crate) async fn join(&mut self, server: &dyn Server, proxied: bool) -> Result<(), Failure> {
+        let url = server.url(self.started);
         let (proxy, url) = match server.addr() {
             Some(addr) if proxied => {
                 let proxy = Proxy::start(addr).await?;
-                let url = self.url.replace(&addr.to_string(), &proxy.addr().to_string());
+                let url = url.replace(&addr.to_string(), &proxy.addr().to_string());
                 (Some(proxy), url)
             }
-            Some(_) | None => (None, self.url.clone()),
+            Some(_) | None => (None, url),
         };
         let name = format!("node-{}", self.started);
         self.started += 1;
@@ -121,6 +120,14 @@ impl Nodes {
             let _gone = agent.signal(Signal::TERM);
         }
         self.leaving.push(node);
+    }
+
+    /// Loses a node with all its processes, for good.
+    pub(crate) fn lose(&mut self, at: usize) -> Result<(), Failure> {
+        if let Some(agent) = &mut self.nodes.remove(at).agent {
+            agent.lose_host()?;
+        }
+        Ok(())
     }
 
     /// How many slots each node runs that takes part.

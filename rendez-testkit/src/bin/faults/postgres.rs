@@ -95,7 +95,7 @@ impl Store for Postgres {
             server.create_user(user, PASSWORD).await?;
             server.query(&format!("GRANT CREATE ON DATABASE postgres TO {user}")).await?;
         }
-        Ok(Box::new(Alone { server, user, step_seconds }))
+        Ok(Box::new(Alone { server, user, step_seconds, exhaust: dice.bool() }))
     }
 }
 
@@ -105,6 +105,8 @@ struct Alone {
     user: Option<&'static str>,
     /// How far the clock steps.
     step_seconds: i64,
+    /// Whether a full disk is so full that the server cannot write its log.
+    exhaust: bool,
 }
 
 impl Alone {
@@ -126,7 +128,7 @@ impl Server for Alone {
         self.server.addr().ok()
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         match self.user {
             Some(user) => self.server.url_for(user, PASSWORD).unwrap_or_default(),
             None => self.server.url(),
@@ -148,7 +150,12 @@ impl Server for Alone {
                 self.server.kill()?;
                 return Ok(Struck::Silent);
             }
-            ServerFault::Full => self.server.fill()?,
+            ServerFault::Full => {
+                self.server.fill()?;
+                // What it has reserved for its log lasts longer than any run; used up, the server ends.
+                let message = "SELECT pg_logical_emit_message(false, 'a', repeat('x', 1000000))";
+                while self.exhaust && self.run(message).await.is_ok() {}
+            }
             ServerFault::ReadOnly => {
                 self.run("ALTER SYSTEM SET default_transaction_read_only = on").await?;
                 self.run("SELECT pg_reload_conf()").await?;
@@ -181,8 +188,8 @@ impl Server for Alone {
             ServerFault::Emptied | ServerFault::EmptiedHeld => self.server.restart(Restart::Empty).await?,
             ServerFault::Full => {
                 self.server.make_room()?;
-                // It has ended if it could not write its log; then somebody starts it.
-                if self.run("SELECT 1").await.is_err() {
+                // It has ended, for it could not write its log; somebody starts it.
+                if self.exhaust {
                     self.server.restart(Restart::Crashed).await?;
                 }
             }
@@ -236,10 +243,12 @@ impl Server for Pair {
         None
     }
 
-    fn url(&self) -> String {
+    fn url(&self, node: usize) -> String {
         let standby = self.standby.addr().map(|addr| addr.to_string()).unwrap_or_default();
         let primary = self.primary.addr().map(|addr| addr.to_string()).unwrap_or_default();
-        self.primary.url().replace(&primary, &format!("{primary},{standby}"))
+        // Every second node asks the standby first: should there be two primaries, some nodes are with each.
+        let both = if node % 2 == 0 { format!("{primary},{standby}") } else { format!("{standby},{primary}") };
+        self.primary.url().replace(&primary, &both)
     }
 
     fn options(&self) -> Vec<(&'static str, String)> {

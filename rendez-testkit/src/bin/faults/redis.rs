@@ -105,7 +105,7 @@ impl Server for Alone {
         self.server.addr().ok()
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         match self.user {
             Some(user) => self.server.url_for(user, PASSWORD).unwrap_or_default(),
             None => self.server.url(),
@@ -201,7 +201,7 @@ impl Server for Sentinels {
         None
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         self.set.url()
     }
 
@@ -268,7 +268,7 @@ impl Server for Cluster {
         None
     }
 
-    fn url(&self) -> String {
+    fn url(&self, _: usize) -> String {
         self.cluster.url()
     }
 

@@ -21,20 +21,38 @@ const AFTERWARDS: Duration = Duration::from_secs(2);
 /// From one single byte to the next.
 const TRICKLE: Duration = Duration::from_millis(1);
 
+/// What happens to the nodes meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Churn {
+    Join,
+    Leave,
+    Die,
+}
+
+/// How children end when they are told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Children {
+    AtOnce,
+    After(Duration),
+    Never,
+}
+
 /// What the dice have chosen.
 #[derive(Debug, Clone)]
 struct Plan {
     /// The node that the fault strikes; for the network perhaps all.
     victim: usize,
     all: bool,
-    join: bool,
-    /// Whether the node joins or leaves before the fault or during it.
+    churn: Churn,
+    /// Whether that happens before the fault or during it.
     churn_first: bool,
+    children: Children,
     moment: Duration,
     churn_after: Duration,
-    lasts: Duration,
+    /// How long the fault lasts, one time after the other, and how long it is good between them.
+    lasts: Vec<Duration>,
+    between: Duration,
     delays: [Duration; 2],
-    stop: Option<Duration>,
 }
 
 /// What one run has shown.
@@ -54,32 +72,61 @@ pub(crate) struct Outcome {
 
 impl Plan {
     fn choose(fault: Fault, dice: &mut Rng) -> Self {
-        let lasts = match fault {
-            Fault::Node(NodeFault::AgentFrozen | NodeFault::HostFrozen) => TTL + between(dice, 500, 4000),
-            Fault::Node(NodeFault::AgentKilled | NodeFault::HostLost | NodeFault::SlowStop) => between(dice, 300, 3000),
-            // Shorter than a session, or longer.
-            Fault::Network(_) | Fault::Server(_) if dice.bool() => between(dice, 500, 2500),
-            Fault::Network(_) | Fault::Server(_) => TTL + between(dice, 500, 4000),
+        let churn = match dice.u8(..3) {
+            0 if !fault.refuses_newcomers() => Churn::Join,
+            0 | 1 => Churn::Leave,
+            _ => Churn::Die,
         };
+        let slow = fault == Fault::Node(NodeFault::SlowStop);
+        let children = match dice.u8(..3) {
+            0 if !slow => Children::AtOnce,
+            0 | 1 => Children::After(between(dice, 200, if slow { 3000 } else { 500 })),
+            _ => Children::Never,
+        };
+        let times = if fault.comes_again() && dice.u8(..3) == 0 { dice.usize(2..=3) } else { 1 };
         Self {
             victim: dice.usize(..NODES),
             all: dice.bool(),
-            join: dice.bool() && !fault.refuses_newcomers(),
+            churn,
             churn_first: dice.bool(),
+            children,
             moment: between(dice, 0, 1500),
             churn_after: between(dice, 0, 1500),
-            lasts,
+            lasts: (0..times).map(|_| lasting(fault, dice)).collect(),
+            between: between(dice, 200, 2500),
             delays: [between(dice, 20, 120), between(dice, 20, 120)],
-            stop: dice.bool().then(|| between(dice, 200, 3000)),
         }
+    }
+}
+
+/// How long a fault lasts.
+fn lasting(fault: Fault, dice: &mut Rng) -> Duration {
+    match fault {
+        Fault::Node(NodeFault::AgentFrozen | NodeFault::HostFrozen) => TTL + between(dice, 500, 4000),
+        Fault::Node(NodeFault::AgentKilled | NodeFault::HostLost | NodeFault::SlowStop) => between(dice, 300, 3000),
+        // Longer than the quiet time after a failover, or shorter.
+        Fault::Server(ServerFault::OldPrimary) => between(dice, 2000, 16_000),
+        // Shorter than a session, or longer.
+        Fault::Network(_) | Fault::Server(_) if dice.bool() => between(dice, 500, 2500),
+        Fault::Network(_) | Fault::Server(_) => TTL + between(dice, 500, 4000),
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let churn = if self.join { "one joins" } else { "one leaves" };
-        let when = if self.churn_first { "before" } else { "after the beginning" };
-        write!(f, "node-{}, lasts {:?}, {churn} {:?} {when}", self.victim, self.lasts, self.churn_after)
+        let churn = match self.churn {
+            Churn::Join => "one joins",
+            Churn::Leave => "one leaves",
+            Churn::Die => "one dies",
+        };
+        let when = if self.churn_first { "before" } else { "after its beginning" };
+        let children = match self.children {
+            Children::AtOnce => "at once".to_owned(),
+            Children::After(time) => format!("after {time:?}"),
+            Children::Never => "when killed".to_owned(),
+        };
+        let Self { victim, lasts, churn_after, .. } = self;
+        write!(f, "node-{victim}, lasts {lasts:?}, {churn} {churn_after:?} {when}, children end {children}")
     }
 }
 
@@ -91,10 +138,10 @@ pub(crate) async fn run(store: &dyn Store, fault: Fault, seed: u64) -> Result<Ou
     let sink = TokenSink::new();
     let sink_server = SinkServer::tcp(sink.clone()).await?;
     let sink_addr = sink_server.addr().ok_or("the sink has no address")?.to_string();
-    let probe = match (fault, plan.stop) {
-        (Fault::Node(NodeFault::SlowStop), Some(stop)) => vec!["--stop-ms".to_owned(), stop.as_millis().to_string()],
-        (Fault::Node(NodeFault::SlowStop), None) => vec!["--ignore-term".to_owned()],
-        (Fault::Node(_) | Fault::Network(_) | Fault::Server(_), _) => Vec::new(),
+    let probe = match plan.children {
+        Children::AtOnce => Vec::new(),
+        Children::After(time) => vec!["--stop-ms".to_owned(), time.as_millis().to_string()],
+        Children::Never => vec!["--ignore-term".to_owned()],
     };
     let hold = fault == Fault::Server(ServerFault::EmptiedHeld);
     let nodes = Nodes::new(&*server, &sink_addr, &probe, hold)?;
@@ -146,16 +193,22 @@ impl Run {
             tokio::time::sleep(self.plan.churn_after).await;
         }
         let before = clock::now();
-        let silent = self.strike().await?;
-        let (struck, end) = (clock::now(), Instant::now() + self.plan.lasts);
-        if !self.plan.churn_first {
-            tokio::time::sleep(self.plan.churn_after.min(self.plan.lasts)).await;
-            self.churn(proxied).await?;
+        let mut silences = Vec::new();
+        for (time, lasts) in self.plan.lasts.clone().into_iter().enumerate() {
+            if time > 0 {
+                tokio::time::sleep(self.plan.between).await;
+            }
+            let silent = self.strike().await?;
+            let (struck, end) = (clock::now(), Instant::now() + lasts);
+            if time == 0 && !self.plan.churn_first {
+                tokio::time::sleep(self.plan.churn_after.min(lasts)).await;
+                self.churn(proxied).await?;
+            }
+            self.go_on_until(end).await?;
+            let healing = clock::now();
+            self.heal().await?;
+            silences.extend(silent.map(|nodes| Silence { nodes, from: struck, to: healing }));
         }
-        self.go_on_until(end).await?;
-        let healing = clock::now();
-        self.heal().await?;
-        let silence = silent.map(|nodes| Silence { nodes, from: struck, to: healing });
 
         let mut broken = Vec::new();
         let begin = Instant::now();
@@ -176,7 +229,7 @@ impl Run {
         if let Some(mistake) = report.mistakes.first() {
             return Err(format!("the records are wrong: {mistake:?}").into());
         }
-        broken.extend(judge::broken(&report, silence.as_ref(), TTL, &sink.log()));
+        broken.extend(judge::broken(&report, &silences, TTL, &sink.log()));
         Ok(Outcome {
             plan: self.plan.to_string(),
             broken,
@@ -188,15 +241,15 @@ impl Run {
         })
     }
 
-    /// A node joins, or one that the fault does not strike leaves.
+    /// A node joins, or one that the fault does not strike leaves or is lost for good.
     async fn churn(&mut self, proxied: bool) -> Result<(), Failure> {
-        if self.plan.join {
-            return self.nodes.join(&*self.server, proxied).await;
-        }
         let victim = self.victim();
         let others: Vec<usize> = (0..self.nodes.nodes.len()).filter(|at| Some(*at) != victim).collect();
-        if let Some(at) = self.dice.choice(others) {
-            self.nodes.leave(at);
+        match (self.plan.churn, self.dice.choice(others)) {
+            (Churn::Join, _) => self.nodes.join(&*self.server, proxied).await?,
+            (Churn::Leave, Some(at)) => self.nodes.leave(at),
+            (Churn::Die, Some(at)) => self.nodes.lose(at)?,
+            (Churn::Leave | Churn::Die, None) => {}
         }
         Ok(())
     }
@@ -385,4 +438,34 @@ fn dice(store: &str, fault: &str, seed: u64) -> Rng {
     let name = store.bytes().chain([b'/']).chain(fault.bytes());
     let mixed = name.fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME));
     Rng::with_seed(mixed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_chooses_the_same_again_and_another_one_something_else() {
+        let fault = Fault::Server(ServerFault::Stalled);
+        let plan = |store: &str, seed| Plan::choose(fault, &mut dice(store, fault.as_str(), seed)).to_string();
+        assert_eq!(plan("redis", 1), plan("redis", 1));
+        let different = [plan("redis", 1), plan("redis", 2), plan("etcd", 1)];
+        assert!(different[1..].iter().all(|plan| *plan != different[0]), "{different:?}");
+    }
+
+    #[test]
+    fn a_frozen_node_stands_still_for_longer_than_its_session() {
+        for fault in [NodeFault::AgentFrozen, NodeFault::HostFrozen].map(Fault::Node) {
+            assert!(
+                (0..100)
+                    .all(|seed| Plan::choose(fault, &mut dice("x", "y", seed)).lasts.iter().all(|lasts| *lasts > TTL))
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_joins_while_newcomers_are_refused() {
+        let fault = Fault::Server(ServerFault::Credentials);
+        assert!((0..100).all(|seed| Plan::choose(fault, &mut dice("x", "y", seed)).churn != Churn::Join));
+    }
 }

@@ -75,8 +75,8 @@ pub(crate) trait Server: Send + Sync {
     /// The address of clients, where they need just one: a proxy stands in front of it when the network fails.
     fn addr(&self) -> Option<SocketAddr>;
 
-    /// The store's address for agents.
-    fn url(&self) -> String;
+    /// The store's address for the agent of a node; nodes may have several servers in different order.
+    fn url(&self, node: usize) -> String;
 
     /// The store's options.
     fn options(&self) -> Vec<(&'static str, String)> {

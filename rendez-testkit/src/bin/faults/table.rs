@@ -1,6 +1,6 @@
 //! What came out, one row a cell.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -8,6 +8,12 @@ use crate::fault::Fault;
 use crate::judge::{Broken, Promise};
 use crate::run::Outcome;
 use crate::store::{Expectation, Store};
+
+/// What is counted in each run; of each but the last, the middle one and the largest of all runs.
+const HEADS: [&str; 4] = ["children anew", "longest gap", "all ran after", "refused"];
+
+/// How much of what was broken in a run is told: one fault often breaks the same for every slot.
+const BROKEN_LINES_MAX: usize = 3;
 
 /// A store and a fault, with the runs that were made.
 pub(crate) struct Cell {
@@ -89,6 +95,12 @@ impl Cell {
         }
     }
 
+    /// In the order of the heads.
+    fn numbers(&self) -> [String; HEADS.len()] {
+        let (gap, recovered) = (self.times(|run| run.longest_gap), self.times(|run| run.recovered));
+        [self.interrupted(), gap, recovered, self.refused().to_string()]
+    }
+
     fn refused(&self) -> usize {
         self.runs.iter().map(|(_, run)| run.refused).sum()
     }
@@ -105,9 +117,14 @@ pub(crate) fn line(cell: &Cell, seed: u64, outcome: &Outcome) -> String {
         time(outcome.longest_gap),
         time(outcome.recovered),
     );
-    for broken in &outcome.broken {
+    let mut worst_first: Vec<&Broken> = outcome.broken.iter().collect();
+    worst_first.sort_by_key(|broken| !cell.surprises(broken));
+    for broken in worst_first.into_iter().take(BROKEN_LINES_MAX) {
         let said = if cell.surprises(broken) { "UNEXPECTED" } else { "as said" };
         let _ = write!(text, "\n    {said}: {}: {}", broken.promise, broken.how);
+    }
+    if outcome.broken.len() > BROKEN_LINES_MAX {
+        let _ = write!(text, "\n    and {} more", outcome.broken.len() - BROKEN_LINES_MAX);
     }
     if !outcome.broken.is_empty() {
         let _ = write!(text, "\n    {}", outcome.plan);
@@ -137,43 +154,112 @@ pub(crate) fn list(cells: &[Cell]) -> String {
     text
 }
 
-/// The table for people at a terminal, or for a page.
-pub(crate) fn table(cells: &[Cell], markdown: bool) -> String {
-    let head = ["store", "fault", "runs", "outcome", "children anew", "longest gap", "all ran after", "refused"];
-    let mut rows = vec![head.map(str::to_owned)];
-    for cell in cells {
-        let (verdict, runs) = match cell.expectation {
-            Expectation::Absent(reason) => (format!("absent: {reason}"), "-".to_owned()),
-            Expectation::Kept | Expectation::May { .. } => (cell.verdict(), cell.runs.len().to_string()),
-        };
-        rows.push([
-            cell.store.name().to_owned(),
-            cell.fault.to_string(),
-            runs,
-            verdict,
-            cell.interrupted(),
-            cell.times(|run| run.longest_gap),
-            cell.times(|run| run.recovered),
-            cell.refused().to_string(),
-        ]);
-    }
+/// The table for people at a terminal.
+pub(crate) fn table(cells: &[Cell]) -> String {
     let mut text = String::new();
-    for (at, row) in rows.iter().enumerate() {
-        let _ = match markdown {
-            true => writeln!(text, "| {} |", row.join(" | ")),
-            false => {
-                let [store, fault, runs, verdict, rest @ ..] = row;
-                let numbers: String = rest.iter().map(|cell| format!("{cell:>16}")).collect();
-                writeln!(text, "{store:<10} {fault:<20} {runs:>4}  {numbers}  {verdict}")
+    let heads = HEADS.map(|head| format!("{head:>16}")).concat();
+    let _ = writeln!(text, "{:<10} {:<20} {:>4} {heads}  outcome", "store", "fault", "runs");
+    for cell in cells {
+        let (store, fault) = (cell.store.name(), cell.fault);
+        let _ = match cell.expectation {
+            Expectation::Absent(reason) => writeln!(text, "{store:<10} {fault:<20} absent: {reason}"),
+            Expectation::Kept | Expectation::May { .. } => {
+                let numbers = cell.numbers().map(|number| format!("{number:>16}")).concat();
+                writeln!(text, "{store:<10} {fault:<20} {:>4} {numbers}  {}", cell.runs.len(), cell.verdict())
             }
         };
-        if markdown && at == 0 {
-            let _ = writeln!(text, "|{}", " --- |".repeat(row.len()));
+    }
+    text
+}
+
+/// The same for a page: a table a store, and below it what does not exist there.
+pub(crate) fn markdown(cells: &[Cell]) -> String {
+    let mut text = String::new();
+    let mut stores: Vec<&str> = cells.iter().map(|cell| cell.store.name()).collect();
+    stores.dedup();
+    for store in stores {
+        let of_store = cells.iter().filter(|cell| cell.store.name() == store);
+        let mut rows = String::new();
+        let mut absent: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for cell in of_store {
+            match cell.expectation {
+                Expectation::Absent(reason) => absent.entry(reason).or_default().push(format!("`{}`", cell.fault)),
+                Expectation::Kept | Expectation::May { .. } => {
+                    let numbers = cell.numbers().join(" | ");
+                    let _ =
+                        writeln!(rows, "| `{}` | {} | {} | {numbers} |", cell.fault, cell.runs.len(), cell.verdict());
+                }
+            }
         }
+        let _ = writeln!(text, "### {store}\n");
+        if !rows.is_empty() {
+            let _ = writeln!(text, "| fault | runs | outcome | {} |", HEADS.join(" | "));
+            let _ = writeln!(text, "|{}\n{rows}", " --- |".repeat(3 + HEADS.len()));
+        }
+        for (reason, faults) in absent {
+            let _ = writeln!(text, "- {}: {reason}.", faults.join(", "));
+        }
+        let _ = writeln!(text);
     }
     text
 }
 
 fn time(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store;
+
+    fn all() -> Vec<Cell> {
+        store::ALL.iter().flat_map(|&store| Fault::all().map(move |fault| Cell::new(store, fault))).collect()
+    }
+
+    #[test]
+    fn every_fault_stands_in_the_list_of_every_store_and_what_is_said_makes_sense() {
+        let list = list(&all());
+        for cell in all() {
+            let row = format!("{:<10} {:<20} ", cell.store.name(), cell.fault);
+            assert_eq!(list.matches(&row).count(), 1, "{row}");
+            match cell.expectation {
+                Expectation::Kept => {}
+                Expectation::Absent(reason) => assert!(!reason.is_empty()),
+                Expectation::May { breaks, because } => {
+                    assert!(!breaks.is_empty() && !because.is_empty());
+                    // These need no assumption, and no store may be excused from them.
+                    assert!(!breaks.contains(&Promise::SinkRefuses) && !breaks.contains(&Promise::NoRestart));
+                }
+            }
+            assert_eq!(cell.fault.as_str().parse::<Fault>(), Ok(cell.fault));
+        }
+    }
+
+    #[test]
+    fn what_was_said_beforehand_is_no_failure_and_anything_else_is_one_with_its_replay() {
+        let fault = "host-frozen".parse::<Fault>().unwrap();
+        let mut cell = Cell::new(store::ALL[0], fault);
+        let outcome = |promise| Outcome {
+            plan: String::new(),
+            broken: vec![Broken::new(promise, "seen")],
+            interrupted: 4,
+            longest_gap: Duration::from_secs(2),
+            longest_overlap: Duration::from_millis(1500),
+            recovered: Duration::from_secs(1),
+            refused: 3,
+        };
+        cell.runs.push((7, outcome(Promise::NoOverlap)));
+        assert!(!cell.is_bad());
+        assert_eq!(cell.verdict(), "S2 in 1 of 1, longest 1.5 s, as said");
+        cell.runs.push((8, outcome(Promise::TokensRise)));
+        assert!(cell.is_bad());
+        let replay = "cargo xtask faults --store redis --fault host-frozen --seed 8";
+        assert!(cell.verdict().contains(&format!("broken S4 in 1 of 2: `{replay}`")), "{}", cell.verdict());
+        let page = markdown(&[cell]);
+        assert!(page.contains("| `host-frozen` | 2 | "), "{page}");
+        let mut cell = Cell::new(store::ALL[0], fault);
+        cell.failed.push((9, "no server".to_owned()));
+        assert!(cell.is_bad() && cell.verdict().contains("1 not judged: no server"));
+    }
 }
