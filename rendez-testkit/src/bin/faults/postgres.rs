@@ -247,7 +247,7 @@ impl Server for Pair {
         let standby = self.standby.addr().map(|addr| addr.to_string()).unwrap_or_default();
         let primary = self.primary.addr().map(|addr| addr.to_string()).unwrap_or_default();
         // Every second node asks the standby first: should there be two primaries, some nodes are with each.
-        let both = if node % 2 == 0 { format!("{primary},{standby}") } else { format!("{standby},{primary}") };
+        let both = if node.is_multiple_of(2) { format!("{primary},{standby}") } else { format!("{standby},{primary}") };
         self.primary.url().replace(&primary, &both)
     }
 
