@@ -222,7 +222,7 @@ impl Agent {
     }
 
     /// Freezes everything: agent, guardian, keepers and children; as if the host stood still. Returns their ids, the
-    /// children's last. [`signal`](crate::processes::signal) them to go on, in any order.
+    /// children's last. [`signal`] them to go on, in any order.
     ///
     /// # Errors
     /// The processes cannot be found.
