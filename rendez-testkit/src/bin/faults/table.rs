@@ -15,6 +15,9 @@ const HEADS: [&str; 4] = ["children anew", "longest gap", "all ran after", "refu
 /// How much of what was broken in a run is told: one fault often breaks the same for every slot.
 const BROKEN_LINES_MAX: usize = 3;
 
+/// How much of a failure's reason stands in the table.
+const REASON_CHARS_MAX: usize = 120;
+
 /// A store and a fault, with the runs that were made.
 pub(crate) struct Cell {
     pub(crate) store: &'static dyn Store,
@@ -69,6 +72,8 @@ impl Cell {
             });
         }
         if let Some((seed, reason)) = self.failed.first() {
+            // The whole of it stands in the run's own line.
+            let reason: String = reason.lines().next().unwrap_or_default().chars().take(REASON_CHARS_MAX).collect();
             words.push(format!("{} not judged: {reason}: `{}`", self.failed.len(), self.replay(*seed)));
         }
         if words.is_empty() && !self.runs.is_empty() {
