@@ -274,8 +274,8 @@ impl Shared {
             let before = self.read(|picture| (picture.meta.clone(), picture.head, picture.reached));
             let look = self.look(link, session).await?;
             let went_back = self.went_back(&before, &look);
-            if went_back || look.seen.revision < before.2 {
-                // A watch from here on would wait for a revision that is far off.
+            // A watch from here on would wait for a revision that is far off, or for a write that it has missed.
+            if went_back || look.seen.revision < before.2 || self.is_of_others(&look) {
                 self.read_anew();
             }
             let fresh = Generation::from_bits(fastrand::u128(1..));
@@ -330,6 +330,15 @@ impl Shared {
         let (Some(meta), Some(found)) = (&before.0, &look.meta) else { return false };
         meta.value.lineage.generation() == found.value.lineage.generation()
             && (look.seen.revision < before.2 || look.seen.head < before.1 || found.revision < meta.revision)
+    }
+
+    /// Whether the picture is of other data than the server's: it reaches beyond the write that began the server's
+    /// generation, and does not show it. Data that were lost are followed by others that soon have as many revisions.
+    fn is_of_others(&self, look: &Look) -> bool {
+        self.read(|picture| {
+            let reaches = look.seen.meta > 0 && unsigned(look.seen.meta) <= picture.mirror.covered().0;
+            picture.loaded && reaches && picture.generation() != look.seen.generation
+        })
     }
 
     /// The write that begins a quiet time: a key that the server deletes when it is over.

@@ -594,6 +594,31 @@ async fn lost_data_are_a_new_generation_in_which_only_running_work_goes_on() {
     }
 }
 
+/// The new data have more revisions than the old ones had, by the time somebody who has seen the old ones asks again.
+#[tokio::test]
+async fn lost_data_whose_successors_have_grown_meanwhile_are_read_anew() {
+    let mut world = World::new().await;
+    let (_, stamp) = opened(world.try_open(open_request("a")).await.unwrap());
+    // What everybody knows makes the quiet time long enough for all: nothing has to be written for the one who comes late.
+    world.known = Known { generation: Some(stamp.generation), token: FencingToken::NONE, session_ttl_max: TTL_MAX };
+    let seen = world.server().revision().await.unwrap();
+    world.server.as_mut().unwrap().restart(Restart::Empty).await.unwrap();
+    // Another node of before comes first: the new data know the generation that was lost.
+    let mut other = another(&world).await;
+    let (b, stamp) = opened(until("opening", async || other.try_open(open_request("b")).await).await);
+    assert_ne!(Some(stamp.generation), world.known.generation);
+    other.known.generation = Some(stamp.generation);
+    let mut round = 0;
+    while world.server().revision().await.unwrap() <= seen + 5 {
+        other.put(RecordKey::Pin(slot(&format!("w/{round}"))), Some(Record::Pin(node("b"))), None).await;
+        round += 1;
+    }
+    let (a, stamp) = opened(until("opening", async || world.try_open(open_request("a")).await).await);
+    assert_eq!(Some(stamp.generation), other.known.generation);
+    world.known.generation = Some(stamp.generation);
+    assert!(world.beat(a).await.is_ok() && other.beat(b).await.is_ok());
+}
+
 #[tokio::test]
 async fn tokens_rise_across_the_deletion_of_a_large_workload() {
     let world = World::new().await;

@@ -1,7 +1,7 @@
 //! Agents as real processes, whose children are `rendez-probe` and write down themselves when they run.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -49,11 +49,26 @@ impl AgentStage {
     /// # Errors
     /// A program is missing or does not start.
     pub fn start(&self, node: &str, options: &[&str], probe_options: &[&str]) -> io::Result<Agent> {
+        self.start_at(&self.store, node, options, probe_options, &[])
+    }
+
+    /// The same with another address of the store, for example through a proxy, and more environment.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at(
+        &self,
+        store: &str,
+        node: &str,
+        options: &[&str],
+        probe_options: &[&str],
+        environment: &[(&str, &str)],
+    ) -> io::Result<Agent> {
         let probe = probe::path()?;
         let records = self.folder.path().join(format!("{{node}}.{RECORDS}"));
         let mut command = vec![text(&probe)?, text(&records)?];
         command.extend(probe_options);
-        self.start_with(node, options, &command, &[])
+        self.launch(store, node, options, &command, environment)
     }
 
     /// Starts an agent with another command and more environment.
@@ -67,20 +82,39 @@ impl AgentStage {
         command: &[&str],
         environment: &[(&str, &str)],
     ) -> io::Result<Agent> {
+        self.launch(&self.store, node, options, command, environment)
+    }
+
+    fn launch(
+        &self,
+        store: &str,
+        node: &str,
+        options: &[&str],
+        command: &[&str],
+        environment: &[(&str, &str)],
+    ) -> io::Result<Agent> {
+        // Appended to: the same node may be started again.
+        let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
         let file = |kind: &str| self.folder.path().join(format!("{node}.{kind}"));
         let (out, err, records) = (file("out"), file("err"), file(RECORDS));
         let process = Command::new(&self.program)
             .envs(environment.iter().copied())
-            .args(["agent", "--store", &self.store, "--cluster", CLUSTER, "--node", node])
+            .args(["agent", "--store", store, "--cluster", CLUSTER, "--node", node])
             .args(["--workload", &format!("{WORKLOAD}={}", self.units)])
             .args(options)
             .arg("--")
             .args(command)
             .stdin(Stdio::null())
-            .stdout(File::create(&out)?)
-            .stderr(File::create(&err)?)
+            .stdout(append(&out)?)
+            .stderr(append(&err)?)
             .spawn()?;
         Ok(Agent { node: node.to_owned(), process, out, err, records: LiveRecords::new([records]) })
+    }
+
+    /// Leaves the folder and all that was written there behind, for a person to look at; returns where it is.
+    pub fn keep(&mut self) -> &Path {
+        self.folder.disable_cleanup(true);
+        self.folder.path()
     }
 
     /// Judges all records that were written on this stage.
@@ -88,7 +122,14 @@ impl AgentStage {
     /// # Errors
     /// They cannot be read.
     pub fn judge(&self) -> io::Result<Report> {
-        let mut checker = Checker::new();
+        self.judge_by(Checker::new())
+    }
+
+    /// The same by another checker, for example one that allows restarts.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn judge_by(&self, mut checker: Checker) -> io::Result<Report> {
         for entry in fs::read_dir(self.folder.path())? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == RECORDS) {
@@ -170,26 +211,35 @@ impl Agent {
     /// # Errors
     /// The processes cannot be found.
     pub fn lose_host(&mut self) -> io::Result<Timestamp> {
-        let agent = self.pid();
-        // Frozen first, from the guardian on, so that none of them acts on the end of another.
-        let mut frozen = Vec::new();
-        loop {
-            let found = descendants_of(agent)?.into_iter().chain([agent]).collect::<Vec<_>>();
-            let fresh: Vec<i32> = found.into_iter().filter(|pid| !frozen.contains(pid)).collect();
-            if fresh.is_empty() {
-                break;
-            }
-            for pid in fresh {
-                let _gone = signal(pid, Signal::STOP);
-                frozen.push(pid);
-            }
-        }
+        // Frozen first, so that none of them acts on the end of another.
+        let frozen = self.freeze_host()?;
         let at = clock::now();
         for pid in frozen {
             let _gone = signal(pid, Signal::KILL);
         }
         self.process.wait()?;
         Ok(at)
+    }
+
+    /// Freezes everything: agent, guardian, keepers and children; as if the host stood still. Returns their ids, the
+    /// children's last. [`signal`] them to go on, in any order.
+    ///
+    /// # Errors
+    /// The processes cannot be found.
+    pub fn freeze_host(&self) -> io::Result<Vec<i32>> {
+        let agent = self.pid();
+        let mut frozen = Vec::new();
+        loop {
+            let found = [agent].into_iter().chain(descendants_of(agent)?);
+            let fresh: Vec<i32> = found.filter(|pid| !frozen.contains(pid)).collect();
+            if fresh.is_empty() {
+                return Ok(frozen);
+            }
+            for pid in fresh {
+                let _gone = signal(pid, Signal::STOP);
+                frozen.push(pid);
+            }
+        }
     }
 }
 

@@ -46,9 +46,25 @@ struct Faults {
     mode: Mode,
     delay_to_server: Duration,
     delay_to_client: Duration,
+    /// The pause after each single byte; zero where bytes pass as they come.
+    trickle: Duration,
+    drop_requests: bool,
     drop_replies: bool,
+    /// Connections with a lower number lead nowhere any more.
+    abandoned_below: u64,
     /// Rises whenever all connections must end.
     resets: u64,
+}
+
+impl Faults {
+    /// Whether what a connection with this number sends this way is lost without a word.
+    fn swallows(&self, direction: Direction, connection: u64) -> bool {
+        let dropped = match direction {
+            Direction::ToServer => self.drop_requests,
+            Direction::ToClient => self.drop_replies,
+        };
+        dropped || connection < self.abandoned_below
+    }
 }
 
 /// A TCP proxy with faults; gone when it is dropped.
@@ -67,6 +83,8 @@ struct Faults {
 /// proxy.cut().await; // connections close, new ones are refused
 /// proxy.heal().await?;
 /// proxy.lose_replies(1); // the next request is run; its reply is lost with its connection
+/// proxy.trickle(Duration::from_millis(1)); // byte by byte
+/// proxy.abandon(); // open connections are silent for ever, new ones are good
 /// # Ok(())
 /// # }
 /// ```
@@ -156,6 +174,25 @@ impl Proxy {
     /// they do after a real interruption, even if their client has gone.
     pub fn freeze(&self) {
         self.shared.faults.send_modify(|faults| faults.mode = Mode::Frozen);
+    }
+
+    /// Drops all requests until [`heal`](Self::heal) and lets replies pass; connections are still made. Then those that
+    /// missed some are closed, because what follows on them would be taken for something else.
+    pub fn drop_requests(&self) {
+        self.shared.faults.send_modify(|faults| faults.drop_requests = true);
+    }
+
+    /// Lets bytes pass one by one, in both directions, with a pause after each.
+    pub fn trickle(&self, pause: Duration) {
+        self.shared.faults.send_modify(|faults| faults.trickle = pause);
+    }
+
+    /// Leaves the connections that are open now half open: neither side hears from the other again, not even of its end,
+    /// as after a firewall has forgotten them. New ones are good. [`heal`](Self::heal) closes what is left of the others.
+    pub fn abandon(&self) {
+        // Counted before the connection is served: what is accepted after this has at least this number.
+        let accepted = self.shared.accepted.load(Ordering::SeqCst);
+        self.shared.faults.send_modify(|faults| faults.abandoned_below = accepted);
     }
 
     /// Lets requests pass and drops all replies until [`heal`](Self::heal); then connections that missed some are
@@ -269,8 +306,8 @@ async fn accept(port: Arc<PortLease>, listener: TcpListener, shared: Arc<Shared>
             Some(_) = connections.join_next() => {}
             accepted = accept_one(listener.as_ref()), if connections.len() < CONNECTIONS_MAX => {
                 if let Ok(client) = accepted {
-                    shared.accepted.fetch_add(1, Ordering::SeqCst);
-                    connections.spawn(connection(client, Arc::clone(&shared)));
+                    let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+                    connections.spawn(connection(number, client, Arc::clone(&shared)));
                 }
             }
         }
@@ -293,7 +330,7 @@ impl Drop for Open {
     }
 }
 
-async fn connection(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
+async fn connection(number: u64, client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     shared.open.fetch_add(1, Ordering::SeqCst);
     let _open = Open(Arc::clone(&shared));
     thaw(&mut shared.faults.subscribe()).await;
@@ -304,8 +341,8 @@ async fn connection(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     let (server_read, server_write) = server.into_split();
     // An error in one direction, or a reply that was lost, ends both; an orderly end in one does not.
     tokio::try_join!(
-        pass(Direction::ToServer, client_read, server_write, &shared),
-        pass(Direction::ToClient, server_read, client_write, &shared),
+        pass(Direction::ToServer, number, client_read, server_write, &shared),
+        pass(Direction::ToClient, number, server_read, client_write, &shared),
     )?;
     Ok(())
 }
@@ -313,9 +350,15 @@ async fn connection(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
 /// Bytes that came in, and when they may leave; an empty chunk is the end of the stream.
 type Chunk = (Instant, Vec<u8>);
 
-async fn pass(direction: Direction, from: OwnedReadHalf, to: OwnedWriteHalf, shared: &Shared) -> io::Result<()> {
+async fn pass(
+    direction: Direction,
+    number: u64,
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    shared: &Shared,
+) -> io::Result<()> {
     let (queue, chunks) = mpsc::channel(CHUNKS_MAX);
-    tokio::try_join!(read(direction, from, queue, shared), write(direction, to, chunks, shared))?;
+    tokio::try_join!(read(direction, from, queue, shared), write(direction, number, to, chunks, shared))?;
     Ok(())
 }
 
@@ -344,6 +387,7 @@ async fn read(
 
 async fn write(
     direction: Direction,
+    number: u64,
     mut to: OwnedWriteHalf,
     mut chunks: mpsc::Receiver<Chunk>,
     shared: &Shared,
@@ -353,6 +397,10 @@ async fn write(
         tokio::time::sleep_until(due).await;
         thaw(&mut faults).await;
         if bytes.is_empty() {
+            // The end of a stream is as lost as its bytes.
+            if faults.borrow().swallows(direction, number) {
+                return swallow(direction, number, &mut chunks, &mut faults).await;
+            }
             return to.shutdown().await;
         }
         if direction == Direction::ToClient && shared.loses_reply() {
@@ -361,24 +409,29 @@ async fn write(
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             to.writable().await?;
-            let step = {
+            let (step, pause) = {
                 // While this borrow lasts the faults cannot change: once a fault is set, nothing passes against it.
                 let faults = faults.borrow();
-                match faults.mode {
-                    Mode::Open if direction == Direction::ToClient && faults.drop_replies => Step::Swallow,
-                    Mode::Open => Step::Written(to.try_write(rest)),
+                let step = match faults.mode {
+                    Mode::Open if faults.swallows(direction, number) => Step::Swallow,
+                    Mode::Open if faults.trickle.is_zero() => Step::Written(to.try_write(rest)),
+                    Mode::Open => Step::Written(to.try_write(&rest[..1])),
                     Mode::Cut | Mode::Frozen => Step::Wait,
-                }
+                };
+                (step, faults.trickle)
             };
             match step {
                 Step::Written(Ok(length)) => {
                     shared.counter(direction).fetch_add(length as u64, Ordering::SeqCst);
                     rest = &rest[length..];
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
                 }
                 Step::Written(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Step::Written(Err(error)) => return Err(error),
                 Step::Wait => thaw(&mut faults).await,
-                Step::Swallow => return swallow(&mut chunks, &mut faults).await,
+                Step::Swallow => return swallow(direction, number, &mut chunks, &mut faults).await,
             }
         }
     }
@@ -392,11 +445,16 @@ enum Step {
     Swallow,
 }
 
-/// Takes and forgets replies until that fault ends, then ends the connection.
-async fn swallow(chunks: &mut mpsc::Receiver<Chunk>, faults: &mut watch::Receiver<Faults>) -> io::Result<()> {
+/// Takes and forgets what comes until that fault ends, then ends the connection.
+async fn swallow(
+    direction: Direction,
+    number: u64,
+    chunks: &mut mpsc::Receiver<Chunk>,
+    faults: &mut watch::Receiver<Faults>,
+) -> io::Result<()> {
     loop {
         tokio::select! {
-            _ = faults.wait_for(|faults| !faults.drop_replies) => {
+            _ = faults.wait_for(|faults| !faults.swallows(direction, number)) => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             Some(_) = chunks.recv() => {}

@@ -25,8 +25,10 @@ mod redis;
 mod redis_cluster;
 mod redis_sentinel;
 mod resp;
+mod small_disk;
 mod tls;
 mod wait;
+mod wrong_clock;
 
 pub use any::{AnyServer, StoreKind};
 pub use etcd::{EtcdRight, EtcdServer, EtcdServerBuilder, EtcdVersion};
@@ -42,6 +44,7 @@ pub use redis::{RedisServer, RedisServerBuilder, Restart};
 pub use redis_cluster::{RedisCluster, RedisClusterBuilder};
 pub use redis_sentinel::{RedisSentinelSet, RedisSentinelSetBuilder, Sentinel};
 pub use resp::{RespClient, RespValue};
+pub use small_disk::SmallDisk;
 pub use tls::TlsFiles;
 pub use wait::{READY_BOUND, wait_until};
 
@@ -58,6 +61,8 @@ pub const INSTALL_NATS: &str = "cargo xtask servers";
 pub const INSTALL_POSTGRES: &str = "apt-get install -y postgresql";
 /// What to type where PgBouncer is missing on Debian.
 pub const INSTALL_PGBOUNCER: &str = "apt-get install -y pgbouncer";
+/// What to type where the library is missing that gives a server a clock of its own.
+pub const INSTALL_FAKETIME: &str = "apt-get install -y faketime";
 
 /// Why a server could not be started, broken or asked.
 #[derive(Debug, thiserror::Error)]

@@ -275,6 +275,61 @@ async fn without_room_for_its_log_a_server_ends_and_comes_back_with_what_it_conf
 }
 
 #[tokio::test]
+async fn a_clock_of_its_own_steps_for_the_sessions_that_are_there_too() {
+    let server = PostgresServer::builder().clock_of_its_own().start().await.unwrap();
+    let ahead = async || {
+        let real = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let seen: u64 =
+            server.query("SELECT extract(epoch FROM clock_timestamp())::bigint").await.unwrap().parse().unwrap();
+        i64::try_from(seen).unwrap() - i64::try_from(real).unwrap()
+    };
+    // Between two looks a busy machine may lose some seconds.
+    let near = |ahead: i64, wanted: i64| (wanted - 2..wanted + 60).contains(&ahead);
+    assert!(near(ahead().await, 0));
+    let url = server.url();
+    let session = "SELECT extract(epoch FROM clock_timestamp())::bigint AS before, pg_sleep(3); \
+                   SELECT extract(epoch FROM clock_timestamp())::bigint";
+    let session = tokio::spawn(async move { at(&url, session).await });
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    wait_until("the session", READY_BOUND, async || match server.query(busy).await {
+        Ok(count) if count == "1" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    server.set_clock(1000).unwrap();
+    assert!(near(ahead().await, 1000));
+    let seen = session.await.unwrap().unwrap();
+    let times: Vec<i64> = seen.split(['|', '\n']).filter_map(|word| word.parse().ok()).collect();
+    assert!(times[1] - times[0] >= 1000, "{seen}");
+    server.set_clock(-1000).unwrap();
+    assert!(near(ahead().await, -1000));
+    server.set_clock(0).unwrap();
+    assert!(near(ahead().await, 0));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_everybodys_is_not_set() {
+    let server = PostgresServer::builder().start().await.unwrap();
+    assert!(matches!(server.set_clock(60), Err(ServerError::Config(_))));
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_refused_until_it_is_renewed() {
+    let mut server = PostgresServer::builder().tls().start().await.unwrap();
+    let ca = server.tls().unwrap().ca.display().to_string();
+    let url = format!("{}&sslrootcert={ca}", server.url().replace("require", "verify-full"));
+    assert_eq!(at(&url, "SELECT 1").await.unwrap(), "1");
+    server.tls().unwrap().expire_server().unwrap();
+    server.restart(Restart::Saved).await.unwrap();
+    let error = at(&url, "SELECT 1").await.unwrap_err().to_string();
+    assert!(error.contains("certificate verify failed"), "{error}");
+    server.tls().unwrap().renew_server().unwrap();
+    server.restart(Restart::Saved).await.unwrap();
+    assert_eq!(at(&url, "SELECT 1").await.unwrap(), "1");
+}
+
+#[tokio::test]
 async fn a_disk_that_is_everybodys_is_not_filled() {
     let server = PostgresServer::builder().start().await.unwrap();
     assert!(matches!(server.fill(), Err(ServerError::Config(_))));

@@ -160,6 +160,80 @@ async fn dropped_replies_never_come_and_their_connection_ends() {
 }
 
 #[tokio::test]
+async fn dropped_requests_never_arrive_and_their_connection_ends() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let proxy = Proxy::start(redis.addr().unwrap()).await.unwrap();
+    let mut client = RespClient::connect(proxy.addr()).await.unwrap();
+    client.command(&["PING"]).await.unwrap();
+    let before = proxy.bytes(Direction::ToServer);
+    proxy.drop_requests();
+    let unanswered = tokio::time::timeout(SILENCE, client.command(&["SET", "key", "applied"])).await;
+    assert!(unanswered.is_err());
+    assert_eq!(proxy.bytes(Direction::ToServer), before);
+    // What the server says by itself still passes: here, that it ends the connection.
+    let mut idle = TcpStream::connect(proxy.addr()).await.unwrap();
+    let two = wait_until("both connections at the server", READY_BOUND, async || {
+        let clients = redis.info("connected_clients").await.unwrap();
+        // One is the harness' own.
+        if clients == "3" { Ok(()) } else { Err(clients) }
+    });
+    two.await.unwrap();
+    redis.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await.unwrap();
+    assert!(is_closed(&mut idle).await);
+    proxy.heal().await.unwrap();
+    assert!(client.command(&["PING"]).await.is_err());
+    assert_eq!(redis.command(&["GET", "key"]).await.unwrap(), RespValue::Nil);
+}
+
+#[tokio::test]
+async fn bytes_trickle_one_by_one_and_all_arrive() {
+    let (proxy, mut client) = proxy_and_client().await;
+    let pause = Duration::from_millis(2);
+    proxy.trickle(pause);
+    let (start, bytes) = (Instant::now(), [7; 50]);
+    let (mut read, mut write) = client.split();
+    write.write_all(&bytes).await.unwrap();
+    let mut back: Vec<u8> = Vec::new();
+    while back.len() < bytes.len() {
+        let mut piece = [0; 50];
+        let length = read.read(&mut piece).await.unwrap();
+        back.extend(&piece[..length]);
+    }
+    assert_eq!(back, bytes.to_vec());
+    assert!(start.elapsed() >= pause * 49);
+    proxy.heal().await.unwrap();
+    assert!(echoes(&mut client, &[8; 100_000]).await);
+}
+
+#[tokio::test]
+async fn an_abandoned_connection_is_silent_on_both_sides_and_new_ones_are_good() {
+    let redis = RedisServer::builder().start().await.unwrap();
+    let proxy = Proxy::start(redis.addr().unwrap()).await.unwrap();
+    let clients = async || redis.info("connected_clients").await.unwrap();
+    let mut old = RespClient::connect(proxy.addr()).await.unwrap();
+    old.command(&["PING"]).await.unwrap();
+    let gone = RespClient::connect(proxy.addr()).await.unwrap();
+    wait_until("both at the server", READY_BOUND, async || match clients().await {
+        count if count == "3" => Ok(()),
+        count => Err(count),
+    })
+    .await
+    .unwrap();
+    proxy.abandon();
+    let unanswered = tokio::time::timeout(SILENCE, old.command(&["SET", "key", "applied"])).await;
+    assert!(unanswered.is_err());
+    let mut new = RespClient::connect(proxy.addr()).await.unwrap();
+    assert_eq!(new.command(&["GET", "key"]).await.unwrap(), RespValue::Nil);
+    drop(gone);
+    tokio::time::sleep(SILENCE).await;
+    // The server does not hear of the end either: two abandoned, the new one, and the harness' own.
+    assert_eq!(clients().await, "4");
+    proxy.heal().await.unwrap();
+    assert!(old.command(&["PING"]).await.is_err());
+    assert_eq!(new.command(&["GET", "key"]).await.unwrap(), RespValue::Nil);
+}
+
+#[tokio::test]
 async fn a_lost_reply_ends_its_connection_after_the_command_was_run() {
     let redis = RedisServer::builder().start().await.unwrap();
     let proxy = Proxy::start(redis.addr().unwrap()).await.unwrap();

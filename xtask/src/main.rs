@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod architecture;
 mod conformance;
+mod faults;
 mod measure;
 mod mutants;
 mod run;
@@ -28,6 +29,8 @@ usage: cargo xtask CHORE
   measure [--store STORE] [NAME...]
                          prints measurements (on Redis unless another store is named); without a name, all of them;
                          `measure list` lists them
+  faults [--store NAME] [--fault NAME] [--runs N] [--seed S] [--list] [--markdown]
+                         runs every store against every real fault, with agents at work, and judges what was written down
   sim [SEEDS]            runs the simulator on fresh seeds, 10000 unless another number is given
   mutants [NAME...]      plants bugs one at a time, and sees that the simulator finds each
 ";
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         ["servers"] => servers::ensure(),
         ["architecture"] => architecture::check(),
         ["measure", ref names @ ..] => measure::measure(names),
+        ["faults", ref arguments @ ..] => faults::faults(arguments),
         ["sim", ref words @ ..] => sim::sim(words),
         ["mutants", ref names @ ..] => mutants::mutants(names),
         [] | ["help" | "-h" | "--help"] => {

@@ -28,6 +28,7 @@ const SERVERS: &[Need] = &[
         services: &["postgresql"],
     },
     Need { programs: &["pgbouncer"], packages: &["pgbouncer"], services: &["pgbouncer"] },
+    Need { programs: &["faketime"], packages: &["faketime"], services: &[] },
 ];
 
 /// What a build needs: the client of etcd is made from the interface's description.
@@ -138,7 +139,7 @@ mod tests {
         let needs = [TOOLS, SERVERS].concat();
         let packages: Vec<&str> = needs.iter().flat_map(|need| need.packages).copied().collect();
         let line = "apt-get install -y protobuf-compiler libprotobuf-dev redis-server redis-sentinel redis-tools \
-                    etcd-server etcd-client postgresql pgbouncer\n";
+                    etcd-server etcd-client postgresql pgbouncer faketime\n";
         assert!(refusal(&packages).contains(line), "{}", refusal(&packages));
     }
 }

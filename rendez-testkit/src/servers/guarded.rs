@@ -161,9 +161,11 @@ impl GuardedProcess {
         self.signal(Signal::TERM)
     }
 
-    /// Kills the process and its children (SIGKILL) and returns when it is gone. Does nothing if it has ended.
+    /// Kills the process and its children (SIGKILL) and returns when they are gone. Does nothing if it has ended.
     pub fn kill(&mut self) {
+        let mut children = Vec::new();
         if self.stop().is_ok() {
+            children = self.children();
             self.signal_children(Signal::KILL);
         }
         // Errors mean that it is gone, which is what was wanted.
@@ -173,6 +175,11 @@ impl GuardedProcess {
             let _ = watch.write_all(b"gone\n");
         }
         let _ = self.child.wait();
+        // What they share with each other must be free for the one that is started next.
+        let start = Instant::now();
+        while children.iter().any(|child| processes::runs(*child)) && start.elapsed() < STOP_BOUND {
+            std::thread::sleep(POLL);
+        }
     }
 
     fn signal_children(&self, signal: Signal) {

@@ -1,7 +1,6 @@
 //! One PostgreSQL server, and its streaming replicas.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -16,8 +15,10 @@ use super::port::PortLease;
 use super::postgres_programs::{Programs, quoted_value};
 use super::program;
 use super::redis::{Restart, START_ATTEMPTS_MAX, url_part};
+use super::small_disk::SmallDisk;
 use super::tls::TlsFiles;
 use super::wait::{Patience, READY_BOUND, wait_until};
+use super::wrong_clock::{self, WrongClock};
 use super::{ServerError, log_tail};
 
 const URL_VARIABLE: &str = "RENDEZ_TEST_POSTGRES_URL";
@@ -27,13 +28,12 @@ pub(super) const SUPERUSER_PASSWORD: &str = "postgres";
 const DATABASE: &str = "postgres";
 /// What a fresh server takes is about 40 MB.
 const DATA_BYTES_MIN: u64 = 64 << 20;
-/// The file of [`PostgresServer::fill`], and how much is written to it at once.
-const FILLING: &str = "filling";
-const FILL_BLOCK_BYTES: usize = 1 << 20;
 /// How long a dropped server may take to tidy up before it is killed.
 const FAREWELL_BOUND: Duration = Duration::from_secs(5);
-/// What killed servers leave outside of their folder: a small segment of shared memory, named in their pid file.
-const FAREWELL: &str = r#"set -- $(sed -n 7p "$folder/data/postmaster.pid"); ipcrm -m "$2"; umount -l "$folder/data""#;
+/// What killed servers leave outside of their folder: a small segment of shared memory, named in their pid file, and what
+/// shares their clock.
+const FAREWELL: &str = r#"set -- $(sed -n 7p "$folder/data/postmaster.pid"); ipcrm -m "$2"; umount -l "$folder/data"
+    rm -f "/dev/shm/sem.faketime_sem_$$" "/dev/shm/faketime_shm_$$""#;
 
 /// Whether a primary waits for a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ struct Own {
     synchronous: Vec<String>,
     port: PortLease,
     /// The small file system of the data, if there is one.
-    mount: Option<Mount>,
+    mount: Option<SmallDisk>,
     folder: TempDir,
 }
 
@@ -97,10 +97,6 @@ struct Postmaster {
     data: PathBuf,
 }
 
-/// A file system in memory, unmounted on drop.
-#[derive(Debug)]
-struct Mount(PathBuf);
-
 /// How an own PostgreSQL server is to be.
 #[derive(Debug, Clone, Default)]
 #[must_use]
@@ -109,6 +105,7 @@ pub struct PostgresServerBuilder {
     tls: bool,
     fsync: bool,
     data_bytes_max: Option<u64>,
+    clock_of_its_own: bool,
 }
 
 impl PostgresServer {
@@ -213,19 +210,9 @@ impl PostgresServer {
     /// [`ServerError::Config`] without [`PostgresServerBuilder::data_bytes_max`].
     pub fn fill(&self) -> Result<(), ServerError> {
         let own = self.own("fill")?;
-        if own.mount.is_none() {
-            return Err(ServerError::Config("this server's disk is everybody's: ask for a small one".to_owned()));
-        }
-        let path = own.data().join(FILLING);
-        let what = || ServerError::io(format!("write {}", path.display()));
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(what())?;
-        let block = vec![b'x'; FILL_BLOCK_BYTES];
-        loop {
-            match file.write(&block) {
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
-                Err(error) => return Err(what()(error)),
-            }
+        match &own.mount {
+            Some(disk) => disk.fill(),
+            None => Err(ServerError::Config("this server's disk is everybody's: ask for a small one".to_owned())),
         }
     }
 
@@ -235,8 +222,22 @@ impl PostgresServer {
     /// # Errors
     /// [`ServerError::Io`] if the disk was not filled.
     pub fn make_room(&self) -> Result<(), ServerError> {
-        let path = self.own("make room for")?.data().join(FILLING);
-        fs::remove_file(&path).map_err(ServerError::io(format!("remove {}", path.display())))
+        match &self.own("make room for")?.mount {
+            Some(disk) => disk.make_room(),
+            None => Err(ServerError::Config("this server's disk was not filled".to_owned())),
+        }
+    }
+
+    /// Sets the clock that the server sees so far forward, or back: all at once, and until it is set again.
+    ///
+    /// # Errors
+    /// [`ServerError::Config`] without [`PostgresServerBuilder::clock_of_its_own`].
+    pub fn set_clock(&self, seconds_ahead: i64) -> Result<(), ServerError> {
+        let own = self.own("set the clock of")?;
+        if !own.settings.clock_of_its_own {
+            return Err(ServerError::Config("this server's clock is everybody's: ask for one of its own".to_owned()));
+        }
+        WrongClock::new(own.folder.path()).set(seconds_ahead)
     }
 
     /// Freezes the server with all its sessions (SIGSTOP); returns when they stand still. Its sockets stay open and
@@ -292,7 +293,7 @@ impl PostgresServer {
             }
         }
         own.write_config()?;
-        own.process.process = spawn(&own.programs, own.folder.path())?;
+        own.process.process = spawn(&own.programs, &own.settings, own.folder.path())?;
         own.wait_ready().await
     }
 
@@ -401,6 +402,12 @@ impl PostgresServerBuilder {
         self
     }
 
+    /// Gives the server a wall clock of its own, right at first, by `libfaketime`; see [`PostgresServer::set_clock`].
+    pub fn clock_of_its_own(mut self) -> Self {
+        self.clock_of_its_own = true;
+        self
+    }
+
     /// Starts the server on a free port; returns when it answers.
     ///
     /// # Errors
@@ -435,7 +442,7 @@ impl PostgresServerBuilder {
         let data = folder.path().join("data");
         fs::create_dir(&data).map_err(ServerError::io(format!("create {}", data.display())))?;
         let mount = match self.data_bytes_max {
-            Some(bytes) => Some(Mount::create(&data, bytes).await?),
+            Some(bytes) => Some(small_disk(&data, bytes).await?),
             None => None,
         };
         programs.give(&data)?;
@@ -460,7 +467,7 @@ impl PostgresServerBuilder {
         let port = PortLease::take()?;
         let settings = self.clone();
         write_config(&settings, folder.path(), port.port(), tls.as_ref(), &[])?;
-        let process = Postmaster { process: spawn(&programs, folder.path())?, data };
+        let process = Postmaster { process: spawn(&programs, &settings, folder.path())?, data };
         let synchronous = Vec::new();
         let mut own = Own { process, settings, programs, tls, synchronous, port, mount, folder };
         own.wait_ready().await?;
@@ -547,28 +554,7 @@ impl Drop for Postmaster {
         }
         self.process.kill();
         self.forget();
-    }
-}
-
-impl Mount {
-    async fn create(folder: &Path, bytes: u64) -> Result<Self, ServerError> {
-        if bytes < DATA_BYTES_MIN {
-            return Err(ServerError::Config(format!("PostgreSQL needs at least {DATA_BYTES_MIN} bytes, not {bytes}")));
-        }
-        if !rustix::process::geteuid().is_root() {
-            return Err(ServerError::Config("a data directory of limited size must be mounted: be root".to_owned()));
-        }
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "rendez-testkit"]).arg(folder);
-        program::run(mount).await?;
-        Ok(Self(folder.to_owned()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Lazily: a process that still ends must not keep it. What fails here is seen in the list of mounts.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        wrong_clock::forget(self.process.id());
     }
 }
 
@@ -581,8 +567,22 @@ fn cluster_name(port: u16) -> String {
     format!("rendez_{port}")
 }
 
-fn spawn(programs: &Programs, folder: &Path) -> Result<GuardedProcess, ServerError> {
-    let mut command = programs.server("postgres");
+async fn small_disk(data: &Path, bytes: u64) -> Result<SmallDisk, ServerError> {
+    if bytes < DATA_BYTES_MIN {
+        return Err(ServerError::Config(format!("PostgreSQL needs at least {DATA_BYTES_MIN} bytes, not {bytes}")));
+    }
+    SmallDisk::mount(data, bytes).await
+}
+
+fn spawn(programs: &Programs, settings: &PostgresServerBuilder, folder: &Path) -> Result<GuardedProcess, ServerError> {
+    let mut command = if settings.clock_of_its_own {
+        // The library is loaded when the user has been changed: what it shares must belong to the server's.
+        let mut command = programs.as_user(Path::new("env"));
+        command.args(WrongClock::new(folder).variables()?).arg(programs.path("postgres"));
+        command
+    } else {
+        programs.server("postgres")
+    };
     command.arg("-D").arg(folder.join("data")).current_dir(folder);
     GuardedProcess::spawn_with_farewell(&command, folder, FAREWELL)
 }

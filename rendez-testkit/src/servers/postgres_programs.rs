@@ -51,7 +51,12 @@ impl Programs {
 
     /// A program that works on a server's data, as the user that servers run as.
     pub(super) fn server(&self, name: &str) -> Command {
-        self.as_user(&self.folder.join(name))
+        self.as_user(&self.path(name))
+    }
+
+    /// Where a program is.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// Any program as that user. The program `setpriv` becomes the other one, so the process id stays.
