@@ -52,13 +52,26 @@ macro_rules! on_each_store {
             async fn a_frozen_process_looks_at_its_deadlines_first_and_what_was_in_flight_is_refused() {
                 super::library::a_frozen_process_looks_at_its_deadlines_first(STORE).await;
             }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn a_fence_in_the_store_refuses_what_a_frozen_process_had_in_flight() {
-                super::library::a_fence_in_the_store_refuses_what_a_frozen_process_had_in_flight(STORE).await;
-            }
         })*
     };
+}
+
+/// Tests of the fences that some stores ship.
+macro_rules! on_each_store_with_fences {
+    ($($(#[$condition:meta])? $test:ident: $kind:ident,)*) => {
+        $($(#[$condition])? #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            library::a_fence_in_the_store_refuses_what_a_frozen_process_had_in_flight(StoreKind::$kind).await;
+        })*
+    };
+}
+
+on_each_store_with_fences! {
+    a_fence_in_redis_refuses_what_a_frozen_process_had_in_flight: Redis,
+    #[cfg(feature = "etcd")]
+    a_fence_in_etcd_refuses_what_a_frozen_process_had_in_flight: Etcd,
+    a_fence_in_postgres_refuses_what_a_frozen_process_had_in_flight: Postgres,
+    a_fence_in_a_file_refuses_what_a_frozen_process_had_in_flight: File,
 }
 
 on_each_store! {

@@ -33,6 +33,7 @@ impl Ledger {
             }
             #[cfg(not(feature = "etcd"))]
             StoreKind::Etcd => return Err("built without etcd".into()),
+            StoreKind::Kubernetes | StoreKind::Nats => return Err(format!("{store} has no fences").into()),
             StoreKind::Postgres => {
                 let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
                 tokio::spawn(connection);
