@@ -47,9 +47,9 @@ impl Fixture for OneNamespace {
         match fault {
             Fault::FailOver => Some("another API server asks the same etcd: there is nothing to lose on the way"),
             Fault::Unfit => Some("no setting of an API server makes its Leases unfit"),
-            Fault::Full => {
-                Some("a full etcd takes no update, so no session can be extended either: its answer is tested in src/errors.rs")
-            }
+            Fault::Full => Some(
+                "a full etcd takes no update, so no session can be extended either: its answer is tested in src/errors.rs",
+            ),
             Fault::Restart
             | Fault::RestartEmpty
             | Fault::Stall
