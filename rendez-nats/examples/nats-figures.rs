@@ -102,7 +102,7 @@ impl Bench {
             requests.push(ChangeRequest { known: Known::default(), session, changes });
         }
         let mut after = Vec::new();
-        for some in requests.chunks(16) {
+        for some in requests.chunks(2) {
             let replies = some.iter().map(|request| self.store.change(&self.cluster, request));
             for (reply, request) in futures_util::future::join_all(replies).await.into_iter().zip(some) {
                 for (outcome, change) in reply?.outcomes.iter().zip(&request.changes) {

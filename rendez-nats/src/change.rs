@@ -21,11 +21,12 @@ use crate::keys::Name;
 use crate::options::fatal;
 use crate::picture::{Life, Picture};
 
-/// The most changes in one request.
-pub(crate) const CHANGES_MAX: usize = 512;
+/// The most changes in one request: on a server that syncs before each acknowledgement they are made within the
+/// operation timeout, if the disk is not very slow.
+pub(crate) const CHANGES_MAX: usize = 128;
 
 /// The most writes of one request that wait for their acknowledgement at once.
-pub(crate) const WRITES_AT_ONCE_MAX: usize = 256;
+pub(crate) const WRITES_AT_ONCE_MAX: usize = 128;
 
 /// What a request comes to, as far as the picture shows.
 pub(crate) struct Plan {
