@@ -114,8 +114,9 @@ pub(crate) async fn make(shared: &Shared, request: &ChangeRequest) -> Result<Cha
         shared.see(version).await?;
     }
     if created {
-        raise_what_is_too_low(shared, request, &mut outcomes).await?;
+        shared.settle(&shared.keys.meta()).await?;
     }
+    raise_what_is_too_low(shared, request, &mut outcomes).await?;
     Ok(ChangeReply { stamp: shared.stamp(&request.known, token), outcomes: outcomes.into_values().collect() })
 }
 
@@ -277,13 +278,13 @@ impl Plan {
 }
 
 /// Slots whose Lease is a new one may have had another before, which was deleted with its workload: then the floor was
-/// raised above its token before. What is not above the floor is granted again, with a token that is.
+/// raised above its token before. What is not above the floor is granted again, with a token that is. So is what an
+/// earlier try has granted and not answered; its request begins with a look at the floor.
 async fn raise_what_is_too_low(
     shared: &Shared,
     request: &ChangeRequest,
     outcomes: &mut BTreeMap<usize, ChangeOutcome>,
 ) -> Result<(), StoreError> {
-    shared.settle(&shared.keys.meta()).await?;
     for (place, change) in request.changes.iter().enumerate() {
         let Some(ChangeOutcome::Done(Some(record))) = outcomes.get(&place) else { continue };
         let is_grant = matches!(change.kind, ChangeKind::Acquire { .. });

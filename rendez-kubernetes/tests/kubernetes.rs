@@ -374,6 +374,27 @@ async fn data_that_went_back_are_a_new_generation() {
     .await;
 }
 
+/// A workload was deleted and its slot made anew by somebody whose picture was older: the answer, which would have been given with
+/// a higher token, was lost. The retry must not be content with what stands there.
+#[tokio::test]
+async fn the_retry_of_a_grant_below_the_floor_gets_a_token_above_it() {
+    let world = World::new().await;
+    let a = world.open("a").await;
+    let at = slot("w/0");
+    let acquire = ChangeKind::Acquire { operation: operation() };
+    let ChangeOutcome::Done(Some(record)) = world.change(a, &at, NONE, acquire.clone()).await else { panic!() };
+    let floor = record.token.get() + 1_000_000_000;
+    let mut meta = lease(&world, "rendez.test.meta").unwrap();
+    let annotation = &mut meta["metadata"]["annotations"]["rendez.dev/record"];
+    let mut content: Value = serde_json::from_str(annotation.as_str().unwrap()).unwrap();
+    content["floor"] = floor.into();
+    *annotation = content.to_string().into();
+    world.server().replace(&meta).await.unwrap();
+    let ChangeOutcome::Done(Some(again)) = world.change(a, &at, NONE, acquire).await else { panic!() };
+    assert!(again.token.get() > floor, "{} is not above the floor {floor}", again.token);
+    assert_eq!(world.slots().await[&at].token, again.token);
+}
+
 #[tokio::test]
 async fn tokens_rise_across_the_deletion_of_a_large_workload() {
     let world = World::new().await;
