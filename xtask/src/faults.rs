@@ -11,7 +11,7 @@ pub(crate) fn faults(arguments: &[&str]) -> Result<(), Failure> {
         servers::ensure()?;
     }
     let build = ["build", "--quiet", "--package", "rendez-testkit", "--package", "rendez-cli", "--bins"];
-    let features = ["--features", "rendez-testkit/faults,rendez-cli/etcd"];
+    let features = ["--features", "rendez-testkit/faults,rendez-cli/etcd,rendez-cli/kubernetes,rendez-cli/nats"];
     run::step(run::cargo(&[&build[..], &features].concat()))?;
     let mut program = Command::new(run::target()?.join("debug/faults"));
     program.args(arguments).current_dir(run::root());

@@ -317,12 +317,12 @@ impl KubernetesServer {
         write_kubeconfig(&self.folder.path().join(token), &self.http_url(), token)
     }
 
-    /// An address at which nobody listens, with a kubeconfig file of its own.
+    /// The store's address for a user who may do everything, by another way: through a proxy, or to where nobody listens.
     ///
     /// # Errors
     /// [`ServerError::Io`] if no kubeconfig file can be written.
     pub fn url_at(&self, addr: std::net::SocketAddr) -> Result<String, ServerError> {
-        let file = self.folder.path().join("elsewhere");
+        let file = self.folder.path().join(format!("at-{}", addr.port()));
         write_kubeconfig(&file, &format!("http://{addr}"), ADMIN)?;
         Ok(format!("kubernetes:{NAMESPACE}?kubeconfig={}", file.display()))
     }

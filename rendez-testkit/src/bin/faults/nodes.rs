@@ -86,14 +86,13 @@ impl Nodes {
 
     /// Adds a node, behind a proxy of its own if the server has an address and the network shall fail.
     pub(crate) async fn join(&mut self, server: &dyn Server, proxied: bool) -> Result<(), Failure> {
-        let url = server.url(self.started);
         let (proxy, url) = match server.addr() {
             Some(addr) if proxied => {
                 let proxy = Proxy::start(addr).await?;
-                let url = url.replace(&addr.to_string(), &proxy.addr().to_string());
+                let url = server.url_through(self.started, proxy.addr())?;
                 (Some(proxy), url)
             }
-            Some(_) | None => (None, url),
+            Some(_) | None => (None, server.url(self.started)),
         };
         let name = format!("node-{}", self.started);
         self.started += 1;

@@ -9,10 +9,18 @@ use rendez_testkit::measure::Failure;
 
 use crate::fault::{Fault, NodeFault, ServerFault};
 use crate::judge::Promise;
-use crate::{etcd, file, memory, postgres, redis};
+use crate::{etcd, file, kubernetes, memory, nats, postgres, redis};
 
 /// All stores, in the order of the table.
-pub(crate) const ALL: &[&dyn Store] = &[&redis::Redis, &etcd::Etcd, &postgres::Postgres, &file::File, &memory::Memory];
+pub(crate) const ALL: &[&dyn Store] = &[
+    &redis::Redis,
+    &etcd::Etcd,
+    &postgres::Postgres,
+    &kubernetes::Kubernetes,
+    &nats::Nats,
+    &file::File,
+    &memory::Memory,
+];
 
 /// What is said beforehand about a fault on a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +85,12 @@ pub(crate) trait Server: Send + Sync {
 
     /// The store's address for the agent of a node; nodes may have several servers in different order.
     fn url(&self, node: usize) -> String;
+
+    /// The same through a proxy.
+    fn url_through(&self, node: usize, proxy: SocketAddr) -> Result<String, Failure> {
+        let addr = self.addr().ok_or("a proxy needs an address to stand before")?;
+        Ok(self.url(node).replace(&addr.to_string(), &proxy.to_string()))
+    }
 
     /// The store's options.
     fn options(&self) -> Vec<(&'static str, String)> {
