@@ -278,6 +278,7 @@ impl Engine {
         checkpoint: Option<Bytes>,
     ) {
         let policy = self.config.runners.clone();
+        let session = self.session().map(|(session, _)| session);
         let Some(tenure) = self.slots.get_mut(slot).and_then(|local| local.tenure.as_mut()) else { return };
         if tenure.token != token || !tenure.run.is_alive() {
             return;
@@ -291,6 +292,10 @@ impl Engine {
             Run::Stopping { why, .. } => {
                 let why = why.clone();
                 self.over(now, slot, &why, checkpoint);
+            }
+            // The store has not taken it back yet, and takes back only what runs.
+            Run::Running { .. } if session.is_some_and(|session| session != tenure.session) => {
+                self.end_tenure(now, slot, Then::Release { checkpoint, refuse: false });
             }
             Run::Running { since } => {
                 if now.since(*since) >= policy.restart_reset_after {

@@ -190,7 +190,8 @@ impl Oracle for StaleDoesNothing {
 }
 
 /// S9: the retry of a request whose first reply was lost has the effect of one. No request grants twice; what was lost
-/// with the store's data may be granted anew.
+/// with the store's data may be granted anew, and so may what was deleted with its workload: with the record went the
+/// memory of the request. The lease is good all the same, for its session lives and its token is higher than any before.
 #[derive(Debug, Default)]
 pub struct OnceOnly {
     granted: BTreeMap<OperationId, (SlotNo, FencingToken)>,
@@ -204,6 +205,9 @@ impl Oracle for OnceOnly {
     fn see(&mut self, _at: u64, fact: &Fact) -> Result<(), String> {
         match fact {
             Fact::Loses { .. } => self.granted.clear(),
+            Fact::Changes { slot, by: By::Operator, after, .. } if after.token == FencingToken::NONE => {
+                self.granted.retain(|_, (granted, _)| granted != slot);
+            }
             Fact::Changes { slot, by: By::Acquire | By::Transfer, before, after, .. }
                 if before.token != after.token =>
             {
@@ -364,8 +368,12 @@ mod tests {
             &[
                 &[first.clone(), acquires(1, lease(5, 1), 6)],
                 &[first.clone(), Fact::Loses { loss: Loss::LastWrites }, again.clone()],
+                &[first.clone(), changes(By::Operator, 0, lease(5, 0), lease(0, 0)), again.clone()],
             ],
-            &[(&[first, again], "has granted")],
+            &[
+                (&[first.clone(), again.clone()], "has granted"),
+                (&[first, changes(By::Operator, 0, lease(5, 1), lease(5, 0)), again], "has granted"),
+            ],
         );
     }
 }
