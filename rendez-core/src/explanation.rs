@@ -257,6 +257,7 @@ fn waiting(
         settings_differ: settings_differ.as_ref(),
         unhealthy,
         full: (!planned.has_room).then_some(&waiting.to),
+        refused: view.refused_lately(now, slot, rules.candidate_grace),
         // Nodes that went, and other changes, are later than the store can tell; a runner starts after the grant. What
         // these times hold back is held back at least as long.
         since_membership: store_now.since(last_join),
@@ -277,9 +278,10 @@ fn waiting(
 /// How much longer a rule holds back, if that is only a matter of time.
 fn remaining(rule: &HeldBack) -> Option<Duration> {
     match rule {
-        HeldBack::Settling { remaining } | HeldBack::Cooldown { remaining } | HeldBack::RuntimeMin { remaining } => {
-            Some(*remaining)
-        }
+        HeldBack::Settling { remaining }
+        | HeldBack::Cooldown { remaining }
+        | HeldBack::RuntimeMin { remaining }
+        | HeldBack::Refused { remaining, .. } => Some(*remaining),
         HeldBack::SheddingOff
         | HeldBack::SettingsDiffer { .. }
         | HeldBack::Unhealthy { .. }

@@ -47,6 +47,14 @@ pub enum HeldBack {
         /// Which node that is.
         node: NodeId,
     },
+    /// Another node has just refused the slot. What need not move waits for it: if the next in rank took it now, it would
+    /// move once more when the refusal has ended.
+    Refused {
+        /// Which node that is.
+        node: NodeId,
+        /// How much longer.
+        remaining: Duration,
+    },
     /// The node would fall below its minimum.
     SlotsMin,
     /// The node has offered enough in this heartbeat interval.
@@ -65,6 +73,7 @@ impl fmt::Display for HeldBack {
             Self::Cooldown { remaining } => write!(f, "it moved lately: {remaining:.1?} to go"),
             Self::RuntimeMin { remaining } => write!(f, "its runner started lately: {remaining:.1?} to go"),
             Self::NoRoom { node } => write!(f, "{node} is full with what it holds"),
+            Self::Refused { node, remaining } => write!(f, "{node} has just refused it: {remaining:.1?} to go"),
             Self::SlotsMin => f.write_str("its holder would fall below its minimum of slots"),
             Self::ShedBudget => f.write_str("its holder has offered enough for now"),
             Self::MoveBudget => f.write_str("enough moves are under way in the cluster"),
@@ -81,6 +90,8 @@ pub struct MoveFacts<'a> {
     pub unhealthy: Option<&'a NodeId>,
     /// The receiver, if it has no room now.
     pub full: Option<&'a NodeId>,
+    /// A node that has refused the slot for a moment, and for how much longer.
+    pub refused: Option<(NodeId, Duration)>,
     /// Since the last change of membership.
     pub since_membership: Duration,
     /// Since the slot last moved voluntarily, if it ever did.
@@ -105,7 +116,7 @@ pub struct MoveFacts<'a> {
 /// let rules = rendez_core::EngineConfig::for_ttl(Duration::from_secs(10)).stabilizers;
 /// let long = Duration::from_secs(3600);
 /// let facts = MoveFacts {
-///     settings_differ: None, unhealthy: None, full: None, since_membership: long, since_move: Some(Duration::from_secs(15)),
+///     settings_differ: None, unhealthy: None, full: None, refused: None, since_membership: long, since_move: Some(Duration::from_secs(15)),
 ///     runtime: long, slots_after: 3, offered: 0, under_way: 0, move_budget: 64,
 /// };
 /// assert_eq!(hold_back(&rules, &facts), Some(HeldBack::Cooldown { remaining: Duration::from_secs(45) }));
@@ -123,7 +134,7 @@ pub fn all_that_hold_back(rules: &Stabilizers, facts: &MoveFacts<'_>) -> Vec<Hel
 }
 
 /// What each rule says, in the order in which they count.
-fn judged(rules: &Stabilizers, facts: &MoveFacts<'_>) -> [Option<HeldBack>; 10] {
+fn judged(rules: &Stabilizers, facts: &MoveFacts<'_>) -> [Option<HeldBack>; 11] {
     let remaining = |rule: Duration, since: Duration| rule.checked_sub(since).filter(|left| !left.is_zero());
     let cooldown = facts.since_move.and_then(|since| remaining(rules.cooldown, since));
     [
@@ -131,6 +142,7 @@ fn judged(rules: &Stabilizers, facts: &MoveFacts<'_>) -> [Option<HeldBack>; 10] 
         facts.settings_differ.map(|node| HeldBack::SettingsDiffer { node: node.clone() }),
         facts.unhealthy.map(|node| HeldBack::Unhealthy { node: node.clone() }),
         facts.full.map(|node| HeldBack::NoRoom { node: node.clone() }),
+        facts.refused.clone().map(|(node, remaining)| HeldBack::Refused { node, remaining }),
         remaining(rules.settling, facts.since_membership).map(|remaining| HeldBack::Settling { remaining }),
         cooldown.map(|remaining| HeldBack::Cooldown { remaining }),
         remaining(rules.runtime_min, facts.runtime).map(|remaining| HeldBack::RuntimeMin { remaining }),
@@ -152,6 +164,7 @@ mod tests {
             settings_differ: None,
             unhealthy: None,
             full: None,
+            refused: None,
             since_membership: LONG,
             since_move: None,
             runtime: LONG,
@@ -172,6 +185,10 @@ mod tests {
             ("b was started with other settings", MoveFacts { settings_differ: Some(&node), ..free() }),
             ("b is not healthy", MoveFacts { unhealthy: Some(&node), ..free() }),
             ("b is full with what it holds", MoveFacts { full: Some(&node), ..free() }),
+            (
+                "b has just refused it: 2.0s",
+                MoveFacts { refused: Some((node.clone(), Duration::from_secs(2))), ..free() },
+            ),
             ("nodes came or went lately: 3.0s", MoveFacts { since_membership: Duration::from_secs(1), ..free() }),
             ("it moved lately: 1.0s", MoveFacts { since_move: Some(Duration::from_secs(59)), ..free() }),
             ("runner started lately: 10.0s", MoveFacts { runtime: Duration::ZERO, ..free() }),

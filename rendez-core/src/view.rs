@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::placement::{NodeSpec, Planner, Runs, WorkloadSpec};
 use crate::records::{
@@ -165,6 +166,22 @@ impl ClusterView {
     pub fn pass_over(&mut self, now: Timestamp, slot: &Slot, node: &NodeId, until: Timestamp) {
         self.passed_over.entry(slot.clone()).or_default().insert(node.clone(), until);
         self.place(now, slot);
+    }
+
+    /// A live node that is left out of the plan for a slot for `within` at most, and for how much longer: it has refused an
+    /// offer, or left it lying. Who let a slot go because its runner fails is left out for longer, and not meant.
+    #[must_use]
+    pub fn refused_lately(&self, now: Timestamp, slot: &Slot, within: Duration) -> Option<(NodeId, Duration)> {
+        let store_now = self.store_now(now);
+        let record = self.slot(slot)?;
+        let holder = record.holder.as_ref().map(|holder| &holder.node);
+        let refusals = record.refusals.iter().map(|refused| (&refused.node, refused.until.since(store_now)));
+        let passed_over = self.passed_over.get(slot).into_iter().flatten();
+        let passed_over = passed_over.map(|(node, until)| (node, until.since(now)));
+        let lately = refusals.chain(passed_over).filter(|(node, remaining)| {
+            !remaining.is_zero() && *remaining <= within && holder != Some(*node) && self.session_of(node).is_some()
+        });
+        lately.max_by_key(|(_, remaining)| *remaining).map(|(node, remaining)| (node.clone(), remaining))
     }
 
     /// The generation of the records, if there are any.

@@ -225,6 +225,7 @@ impl Engine {
                     settings_differ: settings_differ.as_ref(),
                     unhealthy,
                     full: (!has_room).then_some(&to),
+                    refused: self.view.refused_lately(now, &slot, self.config.stabilizers.candidate_grace),
                     since_membership: now.since(self.view.membership_changed_at()),
                     since_move: moved_at.map(|at| self.view.store_now(now).since(at)),
                     runtime: self.runtime(now, &slot),
