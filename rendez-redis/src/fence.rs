@@ -24,7 +24,7 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scr
 /// `{inbox/3}:total`. A fence's key has no expiry; remove it when the thing that it guards is gone.
 ///
 /// ```no_run
-/// # async fn example(mut connection: redis::aio::ConnectionManager, token: rendez_core::FencingToken) {
+/// # async fn example(mut connection: redis::aio::MultiplexedConnection, token: rendez_core::FencingToken) {
 /// use rendez_redis::{Fence, FenceError};
 /// let fence = Fence::new("{inbox/3}:fence");
 /// let mut writes = redis::pipe();
