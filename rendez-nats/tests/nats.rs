@@ -58,6 +58,11 @@ fn bucket(name: &str) -> Config {
     }
 }
 
+/// Makes a bucket, where another of its name may still be being deleted.
+async fn made(context: &Context, config: Config) {
+    until("the bucket to be made", async || context.create_stream(config.clone()).await).await;
+}
+
 /// Writes a key; answers the sequence, or the number of the error and what it says.
 async fn put(context: &Context, key: &str, ttl: Option<&str>, expect: Option<u64>) -> Result<u64, (u64, String)> {
     let mut message = PublishMessage::build().payload("x".into());
@@ -160,14 +165,14 @@ async fn buckets_that_would_lose_slots_or_sessions_are_refused_with_the_reason()
         (Config { allow_rollup: false, ..right() }, "rollup"),
         (Config { subjects: vec!["$KV.rendez_test.meta".to_owned()], ..right() }, "subjects"),
     ] {
-        context.create_stream(config).await.unwrap();
+        made(&context, config).await;
         let world = World::on(NatsStore::connect(&server.url(), options()).await.unwrap());
         let error = world.try_open(open_request("a")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fatal, "{why}: {error}");
         assert!(error.message().contains(why) && error.message().contains(STREAM), "{why}: {error}");
         context.delete_stream(STREAM).await.unwrap();
     }
-    context.create_stream(right()).await.unwrap();
+    made(&context, right()).await;
     let mut three = options();
     three.replicas = Some(3);
     let world = World::on(NatsStore::connect(&server.url(), three).await.unwrap());

@@ -56,8 +56,7 @@ macro_rules! on_each_store {
     };
 }
 
-/// Tests of the fences that refuse at once. A fence in PostgreSQL or in a file holds a lock while somebody writes, so a process
-/// that is frozen just then keeps its successor waiting until it wakes up.
+/// Tests of the fences that stores have.
 macro_rules! on_each_store_with_fences {
     ($($(#[$condition:meta])? $test:ident: $kind:ident,)*) => {
         $($(#[$condition])? #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,6 +70,8 @@ on_each_store_with_fences! {
     a_fence_in_redis_refuses_what_a_frozen_process_had_in_flight: Redis,
     #[cfg(feature = "etcd")]
     a_fence_in_etcd_refuses_what_a_frozen_process_had_in_flight: Etcd,
+    a_fence_in_postgres_refuses_what_a_frozen_process_had_in_flight: Postgres,
+    a_fence_in_a_file_refuses_what_a_frozen_process_had_in_flight: File,
 }
 
 on_each_store! {
