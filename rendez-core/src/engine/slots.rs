@@ -390,7 +390,11 @@ impl Engine {
             }
             Then::Reacquire => ChangeKind::Acquire { operation: self.operation() },
         };
-        self.outbox.push(slot, Lane::Lease, token, kind, now);
+        // Nothing is granted in a quiet time. A request that was refused for it names a token that stays, so that a
+        // copy of it that arrives after the quiet time would be granted when nobody counts on it any more.
+        let asks = matches!(kind, ChangeKind::Acquire { .. });
+        let from = if asks { now.max(self.quiet_until) } else { now };
+        self.outbox.push(slot, Lane::Lease, token, kind, from);
     }
 
     /// Taken back is only what runs now and may run: a try that was not answered is not made again after that.
