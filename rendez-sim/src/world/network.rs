@@ -264,9 +264,10 @@ impl World {
                     Some(Reply::Change(reply)) => reply.outcomes.as_slice(),
                     Some(_) | None => &[],
                 };
-                let causes = causes(&request.changes, outcomes);
                 for (slot, before) in touched {
-                    let (_, by, named) = causes[&slot];
+                    let lease_changed = lease(before.as_ref()) != lease(self.store.model.slot(&slot));
+                    let cause = cause(&slot, lease_changed, &request.changes, outcomes);
+                    let Some((by, named)) = cause else { continue };
                     self.tell_record(&slot, by, Some(request.session), named, before.as_ref());
                 }
                 if let Some(Reply::Change(reply)) = reply {
@@ -341,23 +342,25 @@ pub(super) fn stamp_of(reply: &Reply) -> Option<&Stamp> {
     }
 }
 
-/// Which of the changes of each slot has changed its record: one that was made rather than one that was refused, and one
-/// of the lease rather than another.
-fn causes<'a>(
-    changes: &'a [SlotChange],
+/// Which of a batch's changes has changed a slot's record, and the token that it named: one that was made rather than one
+/// that was refused, and one of those that change leases if the lease has changed, else another. The retry of a transfer is
+/// answered as made and changes nothing, while an answer to an offer beside it does.
+fn cause(
+    slot: &Slot,
+    lease_changed: bool,
+    changes: &[SlotChange],
     outcomes: &[ChangeOutcome],
-) -> BTreeMap<&'a Slot, ((bool, bool), By, FencingToken)> {
-    let mut causes = BTreeMap::new();
-    for (at, change) in changes.iter().enumerate() {
+) -> Option<(By, FencingToken)> {
+    let mut best = None;
+    for (at, change) in changes.iter().enumerate().filter(|(_, change)| change.slot == *slot) {
         let done = matches!(outcomes.get(at), Some(ChangeOutcome::Done(_)));
         let of_lease = !matches!(by(change), By::Checkpoint | By::Offer);
-        let cause = ((done, of_lease), by(change), change.token);
-        let best = causes.entry(&change.slot).or_insert(cause);
-        if cause.0 > best.0 {
-            *best = cause;
+        let fits = (done, of_lease == lease_changed);
+        if best.is_none_or(|(best, _)| fits > best) {
+            best = Some((fits, (by(change), change.token)));
         }
     }
-    causes
+    best.map(|(_, cause)| cause)
 }
 
 fn by(change: &SlotChange) -> By {
