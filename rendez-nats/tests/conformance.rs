@@ -135,7 +135,7 @@ impl OwnServer for OwnAlone {
     }
 
     async fn make_unfit(&mut self) -> Result<(), Trouble> {
-        Ok(self.server.restart_without_jetstream().await?)
+        Ok(self.server.restart_with_jetstream(false).await?)
     }
 
     async fn write_foreign_layout(&mut self, _: &ClusterName) -> Result<(), Trouble> {

@@ -235,12 +235,12 @@ impl NatsServer {
         own.wait_ready().await
     }
 
-    /// The same, with JetStream switched off from then on.
+    /// The same, with JetStream switched on or off from then on.
     ///
     /// # Errors
     /// As [`restart`](Self::restart).
-    pub async fn restart_without_jetstream(&mut self) -> Result<(), ServerError> {
-        self.own_mut("restart")?.settings.without_jetstream = true;
+    pub async fn restart_with_jetstream(&mut self, on: bool) -> Result<(), ServerError> {
+        self.own_mut("restart")?.settings.without_jetstream = !on;
         self.restart(Restart::Saved).await
     }
 

@@ -130,7 +130,7 @@ impl Fault {
         }
     }
 
-    /// Whether nobody who comes while it lasts is let in: the store says so at the first connection, and the agent ends.
+    /// Whether, on every store, nobody who comes while it lasts is let in: the store says so at the first connection, and the agent ends.
     pub(crate) fn refuses_newcomers(self) -> bool {
         use ServerFault::{Certificate, Credentials, Evicting};
         [Evicting, Credentials, Certificate].into_iter().any(|fault| self == Self::Server(fault))

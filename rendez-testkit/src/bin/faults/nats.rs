@@ -8,7 +8,7 @@ use fastrand::Rng;
 use rendez_testkit::measure::Failure;
 use rendez_testkit::servers::{NatsCluster, NatsServer, Restart};
 
-use crate::fault::ServerFault;
+use crate::fault::{Fault, ServerFault};
 use crate::judge::Promise;
 use crate::store::{Expectation, Server, Store, Struck};
 
@@ -53,6 +53,11 @@ impl Store for Nats {
             | ServerFault::ReadOnly
             | ServerFault::Certificate => Expectation::Kept,
         }
+    }
+
+    fn refuses_newcomers(&self, fault: Fault) -> bool {
+        // A server without JetStream is named as the unfit one that it is.
+        fault == Fault::Server(ServerFault::ReadOnly) || fault.refuses_newcomers()
     }
 
     async fn start(&self, fault: Option<ServerFault>, dice: &mut Rng) -> Result<Box<dyn Server>, Failure> {
@@ -108,7 +113,7 @@ impl Server for Alone {
             ServerFault::Stalled => self.server.stop()?,
             ServerFault::Restarted | ServerFault::Emptied | ServerFault::EmptiedHeld => self.server.kill()?,
             // Nothing can be written, nor read.
-            ServerFault::ReadOnly => self.server.restart_without_jetstream().await?,
+            ServerFault::ReadOnly => self.server.restart_with_jetstream(false).await?,
             ServerFault::Certificate => {
                 self.server.tls().ok_or("no TLS")?.expire_server()?;
                 self.server.restart(Restart::Crashed).await?;
@@ -129,7 +134,8 @@ impl Server for Alone {
     async fn heal(&mut self, fault: ServerFault) -> Result<(), Failure> {
         match fault {
             ServerFault::Stalled => self.server.resume()?,
-            ServerFault::Restarted | ServerFault::ReadOnly => self.server.restart(Restart::Crashed).await?,
+            ServerFault::Restarted => self.server.restart(Restart::Crashed).await?,
+            ServerFault::ReadOnly => self.server.restart_with_jetstream(true).await?,
             ServerFault::Emptied | ServerFault::EmptiedHeld => self.server.restart(Restart::Empty).await?,
             ServerFault::Certificate => {
                 self.server.tls().ok_or("no TLS")?.renew_server()?;

@@ -71,9 +71,9 @@ pub(crate) struct Outcome {
 }
 
 impl Plan {
-    fn choose(fault: Fault, dice: &mut Rng) -> Self {
+    fn choose(fault: Fault, newcomers: bool, dice: &mut Rng) -> Self {
         let churn = match dice.u8(..3) {
-            0 if !fault.refuses_newcomers() => Churn::Join,
+            0 if newcomers => Churn::Join,
             0 | 1 => Churn::Leave,
             _ => Churn::Die,
         };
@@ -133,7 +133,7 @@ impl fmt::Display for Plan {
 /// Runs a cell once.
 pub(crate) async fn run(store: &dyn Store, fault: Fault, seed: u64) -> Result<Outcome, Failure> {
     let mut dice = dice(store.name(), fault.as_str(), seed);
-    let plan = Plan::choose(fault, &mut dice);
+    let plan = Plan::choose(fault, !store.refuses_newcomers(fault), &mut dice);
     let server = store.start(fault.of_server(), &mut dice).await?;
     let sink = TokenSink::new();
     let sink_server = SinkServer::tcp(sink.clone()).await?;
@@ -447,7 +447,7 @@ mod tests {
     #[test]
     fn a_seed_chooses_the_same_again_and_another_one_something_else() {
         let fault = Fault::Server(ServerFault::Stalled);
-        let plan = |store: &str, seed| Plan::choose(fault, &mut dice(store, fault.as_str(), seed)).to_string();
+        let plan = |store: &str, seed| Plan::choose(fault, true, &mut dice(store, fault.as_str(), seed)).to_string();
         assert_eq!(plan("redis", 1), plan("redis", 1));
         let different = [plan("redis", 1), plan("redis", 2), plan("etcd", 1)];
         assert!(different[1..].iter().all(|plan| *plan != different[0]), "{different:?}");
@@ -456,16 +456,18 @@ mod tests {
     #[test]
     fn a_frozen_node_stands_still_for_longer_than_its_session() {
         for fault in [NodeFault::AgentFrozen, NodeFault::HostFrozen].map(Fault::Node) {
-            assert!(
-                (0..100)
-                    .all(|seed| Plan::choose(fault, &mut dice("x", "y", seed)).lasts.iter().all(|lasts| *lasts > TTL))
-            );
+            assert!((0..100).all(|seed| {
+                Plan::choose(fault, true, &mut dice("x", "y", seed)).lasts.iter().all(|lasts| *lasts > TTL)
+            }));
         }
     }
 
     #[test]
     fn nobody_joins_while_newcomers_are_refused() {
         let fault = Fault::Server(ServerFault::Credentials);
-        assert!((0..100).all(|seed| Plan::choose(fault, &mut dice("x", "y", seed)).churn != Churn::Join));
+        let joins = |newcomers| {
+            (0..100).any(|seed| Plan::choose(fault, newcomers, &mut dice("x", "y", seed)).churn == Churn::Join)
+        };
+        assert!(joins(true) && !joins(false));
     }
 }

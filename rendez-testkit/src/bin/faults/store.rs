@@ -63,6 +63,11 @@ pub(crate) trait Store: Sync {
         None
     }
 
+    /// Whether nobody who comes while it lasts is let in.
+    fn refuses_newcomers(&self, fault: Fault) -> bool {
+        fault.refuses_newcomers()
+    }
+
     /// Starts a server of its own for one run, as this fault wants it, or a plain one. What can be chosen is chosen by
     /// the dice.
     async fn start(&self, fault: Option<ServerFault>, dice: &mut Rng) -> Result<Box<dyn Server>, Failure>;
