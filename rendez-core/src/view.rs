@@ -310,6 +310,16 @@ impl ClusterView {
         self.sessions.contains_key(&holder.session).then_some(&holder.node)
     }
 
+    /// Whether only an answer to a request of the reader's own has told who holds a slot, of a session that the view does
+    /// not show: one that has come after the view's revision. Whether it lives, the next heartbeat tells.
+    #[must_use]
+    pub(crate) fn holder_is_newer(&self, slot: &Slot) -> bool {
+        let Some(record) = self.newer.get(slot) else { return false };
+        let holder = record.holder.as_ref();
+        let unknown = holder.is_some_and(|holder| !self.sessions.contains_key(&holder.session));
+        unknown && self.revision() < Some(record.revision)
+    }
+
     /// What an operator wants of a node.
     #[must_use]
     pub fn wish(&self, node: &NodeId) -> NodeWish {

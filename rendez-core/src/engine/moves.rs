@@ -69,7 +69,8 @@ impl Engine {
         for slot in wanted {
             let busy = self.slots.get(&slot).is_some_and(|local| local.tenure.is_some() || local.promise.is_some());
             let caps = self.caps(&slot.workload);
-            if busy || self.outbox.has(&slot, Lane::Lease) || self.is_reserved(now, &slot) || !room.take(caps, &slot) {
+            let taken = self.outbox.has(&slot, Lane::Lease) || self.view.holder_is_newer(&slot);
+            if busy || taken || self.is_reserved(now, &slot) || !room.take(caps, &slot) {
                 continue;
             }
             let token = self.view.slot(&slot).map_or(FencingToken::NONE, |record| record.token);
@@ -103,7 +104,7 @@ impl Engine {
         let grace = self.config.stabilizers.candidate_grace;
         let mut waiting: BTreeMap<Slot, (NodeId, Timestamp)> = BTreeMap::new();
         for (slot, node) in self.view.planner().wanted() {
-            if node != *self.node() {
+            if node != *self.node() && !self.view.holder_is_newer(&slot) {
                 let before = self.waiting.get(&slot).filter(|(before, _)| *before == node);
                 let since = before.map_or(now, |(_, since)| *since);
                 waiting.insert(slot, (node, since));

@@ -18,6 +18,10 @@ struct Stage {
     answers: Vec<(RequestId, Result<Reply, crate::StoreError>)>,
     told: Vec<Event>,
     runs: Vec<(Slot, FencingToken)>,
+    /// How many batches of changes were sent.
+    batches: usize,
+    /// What others do before the first of them comes to the store.
+    meanwhile: Option<fn(&mut Stage)>,
 }
 
 impl Stage {
@@ -34,7 +38,16 @@ impl Stage {
         };
         let now = Timestamp::from_nanos(1);
         let (store, engine) = (StoreModel::new(1, capabilities), Engine::new(now, setup));
-        Self { engine, store, now, answers: Vec::new(), told: Vec::new(), runs: Vec::new() }
+        Self {
+            engine,
+            store,
+            now,
+            answers: Vec::new(),
+            told: Vec::new(),
+            runs: Vec::new(),
+            batches: 0,
+            meanwhile: None,
+        }
     }
 
     fn store_time(&self) -> StoreTime {
@@ -46,6 +59,12 @@ impl Stage {
         while let Some(action) = self.engine.poll_action(self.now) {
             match action {
                 Action::Send { request, call, .. } => {
+                    if matches!(call, Call::Change(_)) {
+                        self.batches += 1;
+                        if let Some(meanwhile) = self.meanwhile.take() {
+                            meanwhile(self);
+                        }
+                    }
                     let answer = self.store.call(self.store_time(), &call);
                     self.answers.push((request, answer));
                 }
@@ -93,6 +112,31 @@ impl Stage {
             self.engine.handle_timeout(self.now);
         }
         panic!("not so: {what}; {:?}", self.told);
+    }
+
+    /// Another node opens a session, unheard by the first one.
+    fn open_another(&mut self, node: &str, units: u32) -> SessionId {
+        let mut info = info(node);
+        info.workloads.insert("w".try_into().unwrap(), crate::Declared { units, cap: None });
+        let request = OpenRequest {
+            known: Known::default(),
+            operation: OperationId::from_bits(1),
+            incarnation: Incarnation::from_bits(2),
+            replaces: None,
+            ttl: TTL,
+            info: Arc::new(info),
+        };
+        let at = self.store_time();
+        let Opening::Opened { session, .. } = self.store.open(at, &request).unwrap() else { panic!("in use") };
+        session
+    }
+
+    /// A change by another node's session.
+    fn change_as(&mut self, session: SessionId, slot: &Slot, token: FencingToken, kind: ChangeKind) {
+        let at = self.store_time();
+        let changes = vec![crate::SlotChange { slot: slot.clone(), token, kind }];
+        let reply = self.store.change(at, &ChangeRequest { known: Known::default(), session, changes }).unwrap();
+        assert!(matches!(reply.outcomes[..], [crate::ChangeOutcome::Done(_)]), "{reply:?}");
     }
 
     fn is_waiting_for(&self, which: impl Fn(&Reply) -> bool) -> bool {
@@ -149,18 +193,7 @@ fn a_release_is_told_also_where_a_heartbeat_shows_it_before_it_is_answered() {
 fn a_handoff_is_told_also_where_a_heartbeat_shows_it_before_it_is_answered() {
     let mut stage = Stage::new(1);
     stage.until("the slot runs", |stage| stage.runs.len() == 1);
-    let mut other = info("b");
-    other.workloads.insert("w".try_into().unwrap(), crate::Declared { units: 1, cap: None });
-    let open = OpenRequest {
-        known: Known::default(),
-        operation: OperationId::from_bits(1),
-        incarnation: Incarnation::from_bits(2),
-        replaces: None,
-        ttl: TTL,
-        info: Arc::new(other),
-    };
-    let at = stage.store_time();
-    let Opening::Opened { session: b, .. } = stage.store.open(at, &open).unwrap() else { panic!("in use") };
+    let b = stage.open_another("b", 1);
     stage.until("the node knows of the other", |stage| stage.engine.view().session(b).is_some());
     stage.engine.handle(stage.now, Input::Command(Command::Shutdown));
     let slot: Slot = "w/0".parse().unwrap();
@@ -176,9 +209,7 @@ fn a_handoff_is_told_also_where_a_heartbeat_shows_it_before_it_is_answered() {
         });
         let record = record.unwrap();
         if let Some(offer) = record.offer.as_ref().filter(|_| !accepted) {
-            let kind = ChangeKind::Accept { offer: offer.id };
-            let changes = vec![crate::SlotChange { slot: slot.clone(), token: record.token, kind }];
-            stage.store.change(at, &ChangeRequest { known: Known::default(), session: b, changes }).unwrap();
+            stage.change_as(b, &slot, record.token, ChangeKind::Accept { offer: offer.id });
             accepted = true;
         }
         let handed_over = record.is_held_by(b);
@@ -194,4 +225,16 @@ fn a_handoff_is_told_also_where_a_heartbeat_shows_it_before_it_is_answered() {
     stage.until("the node ends", |stage| stage.engine.poll_timeout() == Timestamp::NEVER);
     let over = stage.told.iter().filter(|event| matches!(event, Event::HandedOver { to, .. } if to.as_str() == "b"));
     assert_eq!(over.count(), 1, "{:?}", stage.told);
+}
+
+#[test]
+fn a_slot_whose_holder_is_newer_than_the_view_is_no_orphan() {
+    let mut stage = Stage::new(1);
+    stage.meanwhile = Some(|stage| {
+        let b = stage.open_another("b", 1);
+        let acquire = ChangeKind::Acquire { operation: OperationId::from_bits(2) };
+        stage.change_as(b, &"w/0".parse().unwrap(), FencingToken::NONE, acquire);
+    });
+    stage.until("the node knows of the other", |stage| stage.engine.view().sessions().count() == 2);
+    assert_eq!(stage.batches, 1, "asked once, and told who holds it");
 }
