@@ -58,21 +58,26 @@ pub fn lock(folder: &Path) -> std::fs::File {
 
 /// The journal that is in use; look for it under the lock.
 pub fn journal(folder: &Path) -> PathBuf {
-    let journals = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut journals: Vec<_> = journals.filter(|path| path.extension().is_some_and(|end| end == "jsonl")).collect();
-    assert_eq!(journals.len(), 1, "{journals:?}");
-    journals.remove(0)
+    only_journal(folder).unwrap()
 }
 
-/// The moment of the last request that has changed anything.
+/// The journal that is in use, if anything was ever written.
+fn only_journal(folder: &Path) -> Option<PathBuf> {
+    let journals = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut journals: Vec<_> = journals.filter(|path| path.extension().is_some_and(|end| end == "jsonl")).collect();
+    assert!(journals.len() <= 1, "{journals:?}");
+    journals.pop()
+}
+
+/// The moment of the last request that has changed anything; nothing where all were refused.
 pub fn last_moment(folder: &Path) -> Option<StoreTime> {
     let at = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok()?["at"].as_u64();
-    if !folder.exists() {
+    if !folder.join("lock").exists() {
         return None;
     }
     let _lock = lock(folder);
     let snapshot = std::fs::read_to_string(folder.join("snapshot.json")).ok()?;
-    let lines = std::fs::read_to_string(journal(folder)).ok()?;
+    let lines = std::fs::read_to_string(only_journal(folder)?).ok()?;
     let last = lines.lines().last().and_then(at).max(at(snapshot.lines().next()?))?;
     Some(StoreTime::from_micros(last))
 }
