@@ -12,7 +12,7 @@ use rendez_testkit::conformance::differential::{self, Comparison, Done, World};
 use rendez_testkit::servers::PostgresServer;
 use support::options;
 
-const HISTORIES: u32 = 150;
+const HISTORIES: u32 = 120;
 
 struct Server(Client);
 

@@ -159,7 +159,7 @@ impl Pair {
         let told = self.told.0.since().zip(self.told.1.since())?;
         let earlier = self.revisions.iter().filter(|(store, model)| *store <= told.0 && *model <= told.1);
         let earlier: Vec<_> = earlier.copied().collect();
-        if which < EARLIER { Some(told) } else { pick(&earlier, which).or(Some(told)) }
+        if which < EARLIER { Some(told) } else { pick(&earlier, (which - EARLIER) * 3).or(Some(told)) }
     }
 
     /// What an operator may write.
