@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rendez_core::*;
 use rendez_file::{FileOptions, FileStore};
 use rendez_testkit::conformance::differential::{self, Comparison, Done, World};
-use support::{cluster_folder, last_moment, options};
+use support::{cluster_folder, last_moment, lock, options};
 
 const HISTORIES: u32 = 100;
 
@@ -23,8 +23,9 @@ impl World for Folder {
     fn lose_everything<'a>(&'a self, cluster: &'a ClusterName) -> Option<Done<'a, ()>> {
         let folder = cluster_folder(&self.0, cluster.as_str());
         Some(Box::pin(async move {
-            // Nobody has the lock now.
             if folder.exists() {
+                // A journal is folded after the answer: what is removed meanwhile may come back in part.
+                let _lock = lock(&folder);
                 std::fs::remove_dir_all(&folder).unwrap();
             }
         }))

@@ -264,8 +264,8 @@ impl Pair {
 
     fn compare(
         &mut self,
-        theirs: &Result<Answer, ErrorKind>,
-        ours: &Result<Answer, ErrorKind>,
+        theirs: &Result<Answer, StoreError>,
+        ours: &Result<Answer, StoreError>,
         requests: &(Request, Request),
     ) -> Tested {
         if let (Ok(theirs), Ok(ours)) = (theirs, ours) {
@@ -284,13 +284,14 @@ impl Pair {
                 self.written.extend(both);
             }
         }
-        let text = |answer: &Result<Answer, ErrorKind>, names: &mut Names| match answer {
+        let text = |answer: &Result<Answer, StoreError>, names: &mut Names| match answer {
             Ok(answer) => answer.text(names, self.comparison, &self.capabilities),
-            Err(kind) => format!("{kind:?}"),
+            Err(error) => format!("{:?}", error.kind()),
         };
+        let said = theirs.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let theirs = text(theirs, &mut self.names.0);
         let ours = text(ours, &mut self.names.1);
-        prop_assert_eq!(theirs, ours, "the store, the model: {:?}", requests);
+        prop_assert_eq!(theirs, ours, "the store, the model: {} {:?}", said, requests);
         self.tokens_rise_alike(requests)
     }
 
@@ -306,12 +307,12 @@ impl Pair {
         Ok(())
     }
 
-    async fn ask(&mut self, request: &Request) -> Result<Answer, ErrorKind> {
+    async fn ask(&mut self, request: &Request) -> Result<Answer, StoreError> {
         // Neither in turn nor by chance: a history that is tried again goes the same ways.
         self.turns = self.turns.wrapping_mul(25_173).wrapping_add(13_849);
         let turn = usize::from(self.turns >> 8) % self.handles.len();
         let (store, cluster) = (&self.handles[turn], &self.cluster);
-        let answer = match request {
+        match request {
             Request::Call(Call::Open(request)) => store.open(cluster, request).await.map(Answer::Opening),
             Request::Call(Call::Heartbeat(request)) => store.heartbeat(cluster, request).await.map(Answer::Beat),
             Request::Call(Call::Change(request)) => {
@@ -322,13 +323,12 @@ impl Pair {
             }
             Request::Call(Call::Close(request)) => store.close(cluster, request).await.map(|()| Answer::Closed),
             Request::Admin(request) => store.administer(cluster, request).await.map(Answer::Administered),
-        };
-        answer.map_err(|error| error.kind())
+        }
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Answer, ErrorKind> {
+    fn answer(&mut self, request: &Request) -> Result<Answer, StoreError> {
         let now = self.now;
-        let answer = match request {
+        match request {
             Request::Call(call) => self.model.call(now, call).map(|reply| match reply {
                 Reply::Open(opening) => Answer::Opening(opening),
                 Reply::Heartbeat(beat) => Answer::Beat(beat),
@@ -347,8 +347,7 @@ impl Pair {
                 Reply::Close => Answer::Closed,
             }),
             Request::Admin(request) => self.model.administer(now, request).map(Answer::Administered),
-        };
-        answer.map_err(|error| error.kind())
+        }
     }
 }
 
