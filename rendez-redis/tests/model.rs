@@ -55,6 +55,11 @@ impl World for Server {
             if began > last { began } else { before }
         }))
     }
+
+    /// Its state keeps the longest TTL that settings or sessions had, for they may be what is lost.
+    fn writes_settings(&self) -> bool {
+        false
+    }
 }
 
 #[test]

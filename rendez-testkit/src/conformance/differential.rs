@@ -49,6 +49,12 @@ pub trait World: Send + std::marker::Sync {
     /// When the server carried out a request whose answer does not tell the time. `last` is the time of the last one
     /// that did. Without it, both sides are read after such a request; [`Comparison::Exactly`] wants it.
     fn now<'a>(&'a self, cluster: &'a ClusterName, last: StoreTime) -> Option<Done<'a, StoreTime>>;
+
+    /// Whether operators write settings, too. A store may remember a longer session TTL than there is now; then its
+    /// quiet times are longer than the model's, which [`Comparison::Exactly`] would see.
+    fn writes_settings(&self) -> bool {
+        true
+    }
 }
 
 /// A server to which nothing is done.
@@ -127,6 +133,7 @@ pub fn run(
                 let name = format!("differential {run_id:x} {}", number.get());
                 let cluster = ClusterName::new(name).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 let mut pair = Pair::new(handles, &capabilities, comparison, cluster, number.get().into());
+                pair.writes_settings = world.writes_settings();
                 for step in &steps {
                     pair.take(world, step).await?;
                 }

@@ -43,6 +43,7 @@ pub(super) struct Pair {
     pub(super) last: Option<(Request, Request)>,
     now: StoreTime,
     pub(super) times: Times,
+    pub(super) writes_settings: bool,
     /// Which changes were made and which conflicts met.
     pub(super) met: BTreeSet<String>,
 }
@@ -100,6 +101,7 @@ impl Pair {
             last: None,
             now: StoreTime::default(),
             times: Times::of(capabilities, comparison),
+            writes_settings: true,
             met: BTreeSet::new(),
         }
     }

@@ -171,7 +171,7 @@ impl Pair {
         match which % 8 {
             0 => workload("declared", 4),
             1 => workload("w", 4),
-            2 => {
+            2 if self.writes_settings => {
                 let mut settings = ClusterSettings::new(if which < 128 { self.times.long } else { self.times.low });
                 settings.cold_start_hold = if which < 64 { self.times.short } else { Duration::ZERO };
                 (RecordKey::Settings, Record::Settings(settings))
