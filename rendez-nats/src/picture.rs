@@ -340,8 +340,9 @@ impl Picture {
         }
     }
 
-    /// Everything there is, at one sequence.
+    /// Everything there is, at one sequence: what was told until then.
     pub(crate) fn load(&mut self, all: &[Told], sequence: u64) {
+        let all = &last_of_each(all)[..];
         let generation = self.generation();
         let mut before = std::mem::replace(self, Self::new(&self.cluster));
         (self.bucket, self.clock, self.margin) = (before.bucket, before.clock, before.margin);
@@ -386,7 +387,7 @@ impl Picture {
 
     /// From where on what was read tells every change: who has seen the cluster through another handle a moment ago can
     /// go on with this one. Of what was deleted before, the bucket may not tell any more.
-    fn known_since(&self, all: &[Told]) -> Revision {
+    fn known_since(&self, all: &[&Told]) -> Revision {
         let begin = self.clock().saturating_sub(micros(HISTORY));
         let recent = all.iter().filter(|told| told.published >= begin).map(|told| told.sequence).min();
         let recent = Revision(recent.unwrap_or(u64::MAX).saturating_sub(1));
@@ -538,7 +539,13 @@ impl Picture {
     }
 }
 
-fn deletions(all: &[Told]) -> impl Iterator<Item = Revision> {
+/// The last write of each key: what is written while everything is read comes behind what stood there before.
+fn last_of_each(all: &[Told]) -> Vec<&Told> {
+    let last: BTreeMap<&Name, u64> = all.iter().filter_map(|told| Some((told.name.as_ref()?, told.sequence))).collect();
+    all.iter().filter(|told| told.name.as_ref().is_none_or(|name| last.get(name) == Some(&told.sequence))).collect()
+}
+
+fn deletions(all: &[&Told]) -> impl Iterator<Item = Revision> {
     all.iter().filter(|told| told.value.is_none()).map(|told| Revision(told.sequence))
 }
 
@@ -563,4 +570,32 @@ impl Standing {
 
 pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rendez_core::{Record, RecordKey};
+
+    /// The consumer tells the last write of each key, and then whatever is written until it is told everything.
+    #[test]
+    fn what_is_deleted_while_everything_is_read_is_gone() {
+        let key = RecordKey::Pin("w/1".parse().unwrap());
+        let told = |name, sequence, value| Told { name: Some(name), sequence, published: sequence, value };
+        let pin = encode::json(&Record::Pin("n".parse().unwrap())).unwrap();
+        let all = [
+            told(Name::Record(key.clone()), 5, Some(pin)),
+            told(Name::Record(key.clone()), 6, None),
+            told(Name::Sync, 7, Some(Bytes::new())),
+        ];
+        let mut fresh = Picture::new("c");
+        fresh.load(&all, 7);
+        assert_eq!(fresh.mirror.record(&key), None);
+        let mut again = Picture::new("c");
+        again.load(&all[..1], 5);
+        assert!(again.mirror.record(&key).is_some());
+        again.load(&all, 7);
+        assert_eq!(again.mirror.record(&key), None);
+        assert_eq!(again.last(&Name::Record(key)), 6);
+    }
 }

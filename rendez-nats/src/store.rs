@@ -282,8 +282,10 @@ impl Work {
     async fn heartbeat(self, request: &HeartbeatRequest) -> Result<Beat, StoreError> {
         let (shared, session) = (self.shared(), request.session);
         check_known(&request.known)?;
+        let mut heard = false;
         if !shared.read(|picture| picture.loaded && !picture.reload && picture.session(session).is_some()) {
             self.enter(&request.known).await?;
+            heard = true;
         }
         let ttl = loop {
             let found = shared.read(|picture| {
@@ -291,8 +293,20 @@ impl Work {
                 let key = Name::Session(node.clone());
                 Some((picture.last(&key), key, standing.clone()))
             });
-            let (last, key, standing) = found.ok_or_else(lost)?;
-            let value = told(&standing, request)?;
+            let value = found.ok_or_else(lost).and_then(|(last, key, standing)| {
+                let value = told(&standing, request)?;
+                Ok((last, key, value))
+            });
+            let (last, key, value) = match value {
+                Ok(value) => value,
+                Err(refused) if heard => return Err(refused),
+                // What the node knows is heard all the same.
+                Err(_) => {
+                    self.enter(&request.known).await?;
+                    heard = true;
+                    continue;
+                }
+            };
             let ttl = value.record.ttl;
             let how = How::replacing(last).living(shared.key_ttl(ttl));
             match self.write(&key, encode::json(&value)?, how).await? {
@@ -302,6 +316,7 @@ impl Work {
                     if same && found == Some(0) {
                         // Gone, and nobody may write over what is gone: let everybody know.
                         self.claim_if_gone(&key, found).await?;
+                        self.enter(&request.known).await?;
                         return Err(lost());
                     }
                 }

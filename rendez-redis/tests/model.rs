@@ -10,6 +10,8 @@ use rendez_testkit::conformance::differential::{self, Comparison, Done, World};
 use rendez_testkit::servers::RedisServer;
 use support::options;
 
+const HISTORIES: u32 = 200;
+
 struct Server(RedisServer);
 
 impl Server {
@@ -53,6 +55,11 @@ impl World for Server {
             if began > last { began } else { before }
         }))
     }
+
+    /// Its state keeps the longest TTL that settings or sessions had, for they may be what is lost.
+    fn writes_settings(&self) -> bool {
+        false
+    }
 }
 
 #[test]
@@ -65,5 +72,5 @@ fn redis_answers_as_the_model_does() {
     });
     let store: Arc<dyn LeaseStore> = Arc::new(store);
     // Redis draws tokens and revisions as the model does, so whole answers can be compared.
-    differential::run(&runtime, &store, Comparison::Exactly, &Server(server));
+    differential::run(&runtime, &[store], HISTORIES, Comparison::Exactly, &Server(server));
 }

@@ -7,6 +7,7 @@
 //! - [`probe`] finds `rendez-probe`, a child process that writes such records;
 //! - [`agents`] starts `rendez agent` with such children, and [`processes`] looks at processes from outside;
 //! - [`sink`] is a resource that checks fencing tokens;
+//! - [`stage`] has short words for the requests of a store's own tests;
 //! - [`measure`] is the frame for measurements.
 //!
 //! This crate is for tests only and is not published. What is here stays independent of the stores and of the
@@ -24,3 +25,4 @@ pub mod proxy;
 pub mod records;
 pub mod servers;
 pub mod sink;
+pub mod stage;

@@ -10,5 +10,5 @@ use stranger_store::ShelfStore;
 fn it_answers_as_the_model_does() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let store: Arc<dyn LeaseStore> = Arc::new(ShelfStore::new());
-    differential::run(&runtime, &store, Comparison::Freely, &NoFaults);
+    differential::run(&runtime, &[store], 100, Comparison::Freely, &NoFaults);
 }
