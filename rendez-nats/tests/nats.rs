@@ -238,21 +238,6 @@ async fn who_died_while_nobody_looked_is_found_dead_and_its_node_may_return() {
     world.open("a").await;
 }
 
-/// A heartbeat is answered from the picture where that will do; what its node knows is heard in any case.
-#[tokio::test]
-async fn what_a_node_knows_is_heard_from_a_heartbeat_that_is_refused_too() {
-    let world = World::new().await;
-    let a = world.open("a").await;
-    let (before, _) = world.snapshot(None).await;
-    let mut request = world.beat_request(a);
-    request.known.generation = Some(Generation::from_bits(7));
-    request.info = Some(open_request("b").info);
-    assert_eq!(kind(world.store.heartbeat(&world.cluster, &request).await), ErrorKind::Fatal);
-    let (after, _) = world.snapshot(None).await;
-    assert_ne!(after.generation, before.generation);
-    assert!(!after.quiet.is_zero());
-}
-
 /// Heartbeats that arrive as their sessions end, while another handle looks whether they have.
 async fn a_heartbeat_at_the_last_moment(url: &str) {
     const SESSIONS: u64 = 120;

@@ -743,6 +743,16 @@ pub(crate) static MUTANTS: &[Mutant] = &[
     },
     // --- losses ---
     Mutant {
+        name: "does not hear what the heartbeat of a dead session reports",
+        heartbeat: |cluster, now, mut request| {
+            if !cluster.model.sessions().any(|(id, ..)| id == request.session) {
+                request.known = Known::default();
+            }
+            cluster.model.heartbeat(now, &request)
+        },
+        ..FAITHFUL
+    },
+    Mutant {
         name: "does not notice that data were lost",
         heartbeat: |cluster, now, mut request| {
             request.known = Known::default();

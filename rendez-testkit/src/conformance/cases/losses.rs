@@ -11,10 +11,11 @@ use tokio::time::Instant;
 
 use super::super::Failure;
 use super::super::case::{Outcome, cases, ensure, ensure_eq};
-use super::super::stage::{NONE, SOON, Stage, acquire, name, opened, operation, slot, transfer};
+use super::super::stage::{NONE, SOON, Stage, acquire, kind, name, opened, operation, slot, transfer};
 
 cases! { "losses";
     a_report_of_another_generation_sets_off_a_quiet_time,
+    a_report_counts_even_where_the_request_is_refused,
     one_loss_is_one_quiet_time,
     a_late_report_of_the_past_can_lengthen_the_quiet_time,
     in_the_quiet_time_nothing_is_granted,
@@ -67,6 +68,24 @@ async fn a_report_of_another_generation_sets_off_a_quiet_time(stage: Stage) -> O
     let floor = before.stamp.token.get().max(token.get()) + TOKEN_FLOOR_STEP;
     ensure!(beat.stamp.token.get() >= floor, "the floor of the tokens is {}, not {floor}", beat.stamp.token);
     ensure_eq!(beat.held, before.held, "what the session holds");
+    Ok(())
+}
+
+async fn a_report_counts_even_where_the_request_is_refused(stage: Stage) -> Outcome {
+    let a = stage.open("a").await?;
+    let before = stage.beat(a).await?.stamp;
+    let nobody = SessionId::from_bits(fastrand::u128(1..));
+    let answer = knowing(&stage, foreign(), NONE).try_beat(nobody).await;
+    ensure_eq!(kind(answer)?, ErrorKind::Lost, "a heartbeat of a session that never was");
+    let after = stage.beat(a).await?.stamp;
+    ensure!(after.generation != before.generation && !after.quiet.is_zero(), "what it reported was not heard: {after:?}");
+    let knowing = knowing(&stage, foreign(), NONE);
+    let mut request = knowing.beat_request(a);
+    request.info = Some(Arc::new(knowing.info("b")?));
+    let answer = stage.store.heartbeat(&stage.cluster, &request).await;
+    ensure_eq!(kind(answer)?, ErrorKind::Fatal, "a heartbeat that makes its session another node's");
+    let last = stage.beat(a).await?.stamp;
+    ensure!(last.generation != after.generation && !last.quiet.is_zero(), "what it reported was not heard: {last:?}");
     Ok(())
 }
 
