@@ -78,7 +78,10 @@ async fn a_report_counts_even_where_the_request_is_refused(stage: Stage) -> Outc
     let answer = knowing(&stage, foreign(), NONE).try_beat(nobody).await;
     ensure_eq!(kind(answer)?, ErrorKind::Lost, "a heartbeat of a session that never was");
     let after = stage.beat(a).await?.stamp;
-    ensure!(after.generation != before.generation && !after.quiet.is_zero(), "what it reported was not heard: {after:?}");
+    ensure!(
+        after.generation != before.generation && !after.quiet.is_zero(),
+        "what it reported was not heard: {after:?}"
+    );
     let knowing = knowing(&stage, foreign(), NONE);
     let mut request = knowing.beat_request(a);
     request.info = Some(Arc::new(knowing.info("b")?));
