@@ -4,7 +4,8 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -13,6 +14,8 @@ use rendez_sim::run::{Many, Summary, run_many, run_traced, run_twice};
 use rendez_sim::shrink::shrink;
 use rendez_sim::{Kind, Scenario};
 use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::{register, register_conditional_default};
 
 use crate::exit::{Exit, Failure};
 
@@ -112,8 +115,20 @@ fn verdict(scenario: &Scenario, replay: &str, broken: Option<Broken>) -> Result<
     Err(Failure::new(Exit::PromiseBroken, words))
 }
 
+/// Becomes true with the first Ctrl-C or SIGTERM: what was run counts, and is told. The second one ends the process.
+fn interruption() -> Result<Arc<AtomicBool>, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        register_conditional_default(signal, Arc::clone(&interrupted))
+            .and_then(|_| register(signal, Arc::clone(&interrupted)))
+            .map_err(|error| Failure::new(Exit::Failure, format!("cannot listen to signals: {error}")))?;
+    }
+    Ok(interrupted)
+}
+
 fn many_worlds(args: &SimArgs) -> Result<(), Failure> {
     silence_panics();
+    let interrupted = interruption()?;
     let first = args.first.unwrap_or_else(fresh);
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let many = Many { threads, broken_max: 1, ..Many::new(args.kind, first, args.seeds) };
@@ -129,7 +144,7 @@ fn many_worlds(args: &SimArgs) -> Result<(), Failure> {
         if progress && told.fetch_max(tick, Ordering::Relaxed) < tick {
             eprintln!("  {seeds} seeds, {:.0} an hour", an_hour(seeds, gone));
         }
-        until.is_none_or(|until| gone < until)
+        until.is_none_or(|until| gone < until) && !interrupted.load(Ordering::Relaxed)
     });
     let gone = begun.elapsed();
     if args.json {

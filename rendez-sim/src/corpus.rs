@@ -1,7 +1,7 @@
 //! Worlds that broke a promise once, and why. They are run with every change.
 //!
-//! What a seed of the swarm stands for changes with each new fault; so those worlds are kept as scenario files, in the
-//! folder `corpus`.
+//! What a seed of the swarm stands for changes with each new fault; so those worlds are kept as scenario files, each in
+//! the folder `corpus`, with a first line that says what was wrong.
 
 use crate::scenario::Kind;
 
@@ -50,15 +50,4 @@ pub const CASES: &[Case] = &[
     minds(875),
     minds(1622),
     minds(2525),
-];
-
-/// Scenario files, by name; each begins with a comment that says what was wrong.
-pub const SCENARIOS: &[(&str, &str)] = &[
-    ("stopping-without-alarm", include_str!("../corpus/stopping-without-alarm.scenario")),
-    ("stopping-without-alarm-2", include_str!("../corpus/stopping-without-alarm-2.scenario")),
-    ("prepared-for-ever", include_str!("../corpus/prepared-for-ever.scenario")),
-    ("readoption-unheard", include_str!("../corpus/readoption-unheard.scenario")),
-    ("full-node-planned", include_str!("../corpus/full-node-planned.scenario")),
-    ("generation-between", include_str!("../corpus/generation-between.scenario")),
-    ("learned-and-forgotten", include_str!("../corpus/learned-and-forgotten.scenario")),
 ];

@@ -1,8 +1,12 @@
 //! `rendez sim`, as people and scripts see it.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::Signal;
 use serde_json::Value;
+
+use crate::processes::signal;
 
 fn sim(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rendez")).arg("sim").args(args).output().unwrap()
@@ -38,6 +42,20 @@ fn time_ends_what_seeds_do_not() {
     assert_eq!(output.status.code(), Some(0));
     let seeds = summary["seeds"].as_u64().unwrap();
     assert!((1..100_000_000).contains(&seeds), "{seeds}");
+}
+
+#[test]
+fn an_interrupted_run_tells_what_it_did() {
+    let command = &mut Command::new(env!("CARGO_BIN_EXE_rendez"));
+    let mut child = command.args(["sim", "--seeds", "100000000"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    said.read_line(&mut first).unwrap();
+    signal(child.id().try_into().unwrap(), Signal::INT);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{first}{rest}");
+    assert!(rest.contains("worlds an hour") && rest.contains("no promise was broken"), "{first}{rest}");
 }
 
 #[test]

@@ -321,8 +321,9 @@ pub enum ChangeKind {
         checkpoint: Bytes,
     },
     /// After a loss of data: the acting node runs this slot with this token now. Accepted in the quiet time only, in
-    /// the current generation (`known` names it), if the token is higher than the record's, or equal with no holder or
-    /// a session of the same node as holder. The token stays; the holder becomes the acting session.
+    /// the current generation (`known` names it), if the token is higher than the record's, or equal with a session of
+    /// the same node as holder: an equal one without a holder was let go, and a late copy of this request must not
+    /// bring it back. The token stays; the holder becomes the acting session.
     Readopt,
 }
 

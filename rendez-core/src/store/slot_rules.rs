@@ -248,9 +248,12 @@ impl Actor<'_> {
         if token < standing || token == FencingToken::NONE || token.get() > TOKEN_MAX {
             return Err(Conflict::Token);
         }
-        let holder = before.and_then(|slot| slot.holder.as_ref());
-        if token == standing && holder.is_some_and(|holder| holder.node != *self.node) {
-            return Err(Conflict::Held);
+        if token == standing {
+            // Without a holder it was let go: a late copy of a re-adoption must not bring it back.
+            let holder = before.and_then(|slot| slot.holder.as_ref()).ok_or(Conflict::NotHolder)?;
+            if holder.node != *self.node {
+                return Err(Conflict::Held);
+            }
         }
         if !self.quiet || !self.generation_known {
             return Err(Conflict::NotQuiet);

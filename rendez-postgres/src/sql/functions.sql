@@ -550,6 +550,8 @@ BEGIN
                     ELSE 'checkpoint' END
                 WHEN 'readopt' THEN CASE
                     WHEN b.token < coalesce(b.was_token, 0) OR b.token = 0 OR b.token > 9007199254740991 THEN '!token'
+                    -- Without a holder it was let go: a late copy of a re-adoption must not bring it back.
+                    WHEN b.token = b.was_token AND b.was_holder IS NULL THEN '!not_holder'
                     WHEN b.token = b.was_token AND b.was_node <> v_node THEN '!held'
                     WHEN NOT v_quiet OR NOT v_known THEN '!not_quiet'
                     WHEN b.token = b.was_token AND b.was_holder = p_session THEN 'unchanged'

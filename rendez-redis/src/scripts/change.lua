@@ -210,7 +210,11 @@ end
 function kinds.readopt(field, factor, wanted)
     local slot = slot_of(field)
     if wanted == 0 or wanted >= LIMIT or wanted < (slot and slot.token or 0) then return 'token' end
-    if slot and wanted == slot.token and slot.holder ~= '' and slot.node ~= actor.node then return 'held' end
+    if slot and wanted == slot.token then
+        -- Without a holder it was let go: a late copy of a re-adoption must not bring it back.
+        if slot.holder == '' then return 'not_holder' end
+        if slot.node ~= actor.node then return 'held' end
+    end
     if quiet() == 0 or known ~= generation then return 'not_quiet' end
     if slot and wanted == slot.token and slot.holder == id then return end
     if not slot then

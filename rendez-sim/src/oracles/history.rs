@@ -147,6 +147,10 @@ impl Request {
                 owned.zip(standing).map(|(now, standing)| now.granted(standing.to, Some(operation)))
             }
             Ask::Readopts if current && known.holder == Some(session) => Some(now),
+            // It was let go; unless this token is a later one.
+            Ask::Readopts if current && known.holder.is_none() => {
+                (!known.told).then(|| Known { told: true, ..now.granted(session, None) })
+            }
             Ask::Readopts if current => Some(Known { holder: Some(session), life: Life::Lives, offer: None, ..now }),
             Ask::Readopts => (self.named > known.token).then(|| Known { told: true, ..now.granted(session, None) }),
         }
@@ -163,6 +167,7 @@ impl Request {
             (Conflict::Held, Ask::Acquires { .. }) => current && held_by_other && known.life != Life::Ended,
             (Conflict::Held, Ask::Readopts) => current && held_by_other,
             (Conflict::NotHolder, Ask::Releases) => current && held_by_other,
+            (Conflict::NotHolder, Ask::Readopts) => current && known.holder.is_none(),
             (Conflict::NotHolder, Ask::Offers { .. } | Ask::Withdraws { .. } | Ask::Transfers { .. } | Ask::Saves) => {
                 current && known.holder != self.session
             }
@@ -443,6 +448,7 @@ mod tests {
         ]);
         let too_soon: Vec<Fact> = handed.iter().take(6).chain(&handed[8..10]).cloned().collect();
         let freed = Lease { holder: None, ..lease(5, 1) };
+        let let_go = changes(By::Operator, 0, lease(5, 1), freed);
         check(
             Linearizable::default,
             &[
@@ -457,13 +463,10 @@ mod tests {
                 &with(&[asks(2, 2, 5, acquire(6)), refused(2, Conflict::Held, lease(5, 1))]),
                 &with(&[closes(1), asks(2, 2, 5, acquire(6)), answers(2, lease(6, 2))]),
                 &with(&[asks(2, 1, 0, acquire(5)), answers(2, lease(5, 1))]),
-                &with(&[
-                    changes(By::Operator, 0, lease(5, 1), freed),
-                    asks(2, 2, 5, acquire(6)),
-                    answers(2, lease(6, 2)),
-                ]),
+                &with(&[let_go.clone(), asks(2, 2, 5, acquire(6)), answers(2, lease(6, 2))]),
                 &with(&[Fact::Loses { loss: Loss::LastWrites }, asks(2, 0, 0, Ask::Reads), answers(2, lease(3, 2))]),
                 &with(&[asks(2, 1, 5, Ask::Readopts), answers(2, lease(5, 1)), asks(3, 2, 5, Ask::Readopts)]),
+                &with(&[let_go.clone(), asks(2, 1, 5, Ask::Readopts), refused(2, Conflict::NotHolder, freed)]),
             ],
             &[
                 (&with(&[asks(2, 0, 0, Ask::Reads), answers(2, lease(0, 0))]), "no order of the requests"),
@@ -473,6 +476,8 @@ mod tests {
                 (&with(&[asks(2, 1, 5, acquire(5)), answers(2, lease(6, 1))]), "no order"),
                 (&with(&[closes(1), asks(2, 2, 5, acquire(6)), refused(2, Conflict::Held, lease(5, 1))]), "no order"),
                 (&with(&[changes(By::Operator, 0, lease(4, 1), lease(4, 0))]), "does not follow"),
+                (&with(&[let_go.clone(), asks(2, 1, 5, Ask::Readopts), answers(2, lease(5, 1))]), "no order"),
+                (&with(&[asks(2, 1, 5, Ask::Readopts), refused(2, Conflict::NotHolder, lease(5, 1))]), "no order"),
                 (&too_soon, "no order"),
             ],
         );

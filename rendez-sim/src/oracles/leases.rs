@@ -176,7 +176,8 @@ impl Oracle for StaleDoesNothing {
                         *named == before.token && before.holder == Some(*session)
                     }
                     By::Acquire | By::Offer => *named == before.token,
-                    By::Readopt => *named >= before.token,
+                    // What was let go is not taken back, though its token is the last one.
+                    By::Readopt => *named > before.token || (*named == before.token && before.holder.is_some()),
                     By::Operator | By::Loss => true,
                 };
                 if !current {
@@ -346,6 +347,7 @@ mod tests {
                 (&[opens(2), stale(By::Transfer, 2, 5)], "with 5 changes"),
                 (&[opens(2), stale(By::Acquire, 2, 4)], "with 4 changes"),
                 (&[opens(2), stale(By::Readopt, 2, 4)], "with 4 changes"),
+                (&[opens(1), changes(By::Readopt, 1, lease(5, 0), held)], "which was"),
             ],
         );
     }

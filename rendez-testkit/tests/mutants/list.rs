@@ -787,6 +787,21 @@ pub(crate) static MUTANTS: &[Mutant] = &[
         },
         ..FAITHFUL
     },
+    Mutant {
+        name: "re-adopts what was let go",
+        change: |cluster, now, request| {
+            let free: Vec<bool> = request
+                .changes
+                .iter()
+                .map(|change| cluster.model.slot(&change.slot).is_some_and(|slot| slot.holder.is_none()))
+                .collect();
+            let reply = cluster.model.change(now, &request)?;
+            Ok(as_done(reply, |at, conflict| {
+                conflict == Conflict::NotHolder && free[at] && request.changes[at].kind == ChangeKind::Readopt
+            }))
+        },
+        ..FAITHFUL
+    },
     Mutant { name: "loses everything at a restart", restart: StoreModel::lose_everything, ..FAITHFUL },
     Mutant { name: "says of what happened in a stall that it did not", lies_in_a_stall: true, ..FAITHFUL },
     // --- the watch and the rest ---

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::super::Failure;
 use super::super::case::{Outcome, cases, ensure, ensure_eq};
-use super::super::stage::{NONE, SOON, Stage, acquire, kind, name, opened, operation, slot, transfer};
+use super::super::stage::{NONE, SOON, Stage, acquire, kind, name, opened, operation, release, slot, transfer};
 
 cases! { "losses";
     a_report_of_another_generation_sets_off_a_quiet_time,
@@ -144,7 +144,7 @@ async fn in_the_quiet_time_nothing_is_granted(stage: Stage) -> Outcome {
     stage.refused(a, &offered, moving, transfer(id), Conflict::Quiet).await?;
     // What ends or prepares goes on.
     stage.open("c").await?;
-    stage.done(a, &mine, token, super::super::stage::release()).await?;
+    stage.done(a, &mine, token, release()).await?;
     stage.done(a, &offered, moving, ChangeKind::Withdraw { offer: id }).await.map(drop)
 }
 
@@ -204,6 +204,10 @@ async fn readopting_has_its_conditions(stage: Stage) -> Outcome {
     let record = now.done(b, &at, later, ChangeKind::Readopt).await?;
     ensure!(record.is_held_by(b) && record.token == later, "a later grant: {record:?}");
     now.refused(a, &at, token, ChangeKind::Readopt, Conflict::Token).await?;
+    // A copy that arrives after the release brings nothing back.
+    now.done(b, &at, later, release()).await?;
+    now.refused(b, &at, later, ChangeKind::Readopt, Conflict::NotHolder).await?;
+    now.done(b, &at, FencingToken::new(later.get() + 1), ChangeKind::Readopt).await?;
     ensure_eq!((now.beat(a).await?.held.count, now.beat(b).await?.held.count), (0, 1), "what both hold");
     Ok(())
 }
