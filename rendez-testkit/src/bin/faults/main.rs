@@ -22,10 +22,12 @@ mod nodes;
 mod postgres;
 mod redis;
 mod run;
+mod stalls;
 mod store;
 mod table;
 
 use fault::Fault;
+use stalls::Stalls;
 use store::Expectation;
 use table::Cell;
 
@@ -128,6 +130,7 @@ fn cells(wish: &Wish) -> Result<Vec<Cell>, String> {
 /// One run of every cell, then the next one of every cell, so that all have as many when time is up.
 async fn run_all(mut cells: Vec<Cell>, wish: &Wish) -> Vec<Cell> {
     let end = wish.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let stalls = Stalls::watch();
     let places = Arc::new(Semaphore::new(wish.parallel));
     let mut running = JoinSet::new();
     let interrupt = tokio::signal::ctrl_c();
@@ -144,9 +147,14 @@ async fn run_all(mut cells: Vec<Cell>, wish: &Wish) -> Vec<Cell> {
                 let next = wanted.next().filter(|_| !late);
                 let (Some((at, seed)), Ok(place)) = (next, place) else { break };
                 let (store, fault) = (cells[at].store, cells[at].fault);
+                let (stalls, begun) = (stalls.clone(), Instant::now());
                 running.spawn(async move {
                     let done = run::run(store, fault, seed).await.map_err(|failure| failure.to_string());
                     drop(place);
+                    let done = match stalls.since(begun) {
+                        Some(stall) => Err(format!("the whole machine stood still for {stall:.1?}: run it again")),
+                        None => done,
+                    };
                     (at, seed, done)
                 });
             }

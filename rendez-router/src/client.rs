@@ -1,0 +1,427 @@
+//! A client: knows which shard a key belongs to, and asks whoever serves it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use crate::dispatch::encode;
+use crate::error::Part;
+use crate::hash::{SHARDS_MAX, shard_of_key};
+use crate::node::{NODE_INFO, NodeInfo};
+use crate::transport::ClientTransport;
+use crate::{Envelope, Headers, Message, RequestError};
+
+/// How long a request may take, unless it says otherwise.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(30);
+
+/// Sends requests to whoever serves the key's shard. Cheap to clone.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    transport: Arc<dyn ClientTransport>,
+    shards: u32,
+    seed: String,
+    headers: Headers,
+    ttl: Option<Duration>,
+    propagate: Option<Propagate>,
+}
+
+type Propagate = Box<dyn Fn(&mut Headers) + Send + Sync>;
+
+/// A [`Client`] before it is made.
+#[must_use = "nothing is made before `build`"]
+pub struct ClientBuilder(Inner);
+
+/// Why a client cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// So many shards cannot be.
+    #[error("{shards} shards cannot be: use 1 to {SHARDS_MAX}, and the same number for all nodes and clients")]
+    Shards {
+        /// So many.
+        shards: u32,
+    },
+    /// A header for all requests is refused.
+    #[error(transparent)]
+    Header(RequestError),
+}
+
+impl ClientBuilder {
+    /// Another way to spread keys over shards: all clients and nodes of a service use the same; empty unless set.
+    pub fn seed(mut self, seed: impl Into<String>) -> Self {
+        self.0.seed = seed.into();
+        self
+    }
+
+    /// A header of every request.
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
+        self.0.headers.set(name, value);
+        self
+    }
+
+    /// How long a request may take, unless it says otherwise; [`DEFAULT_TTL`] unless set. With `None` it may take as long as
+    /// the transport permits.
+    pub fn ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.0.ttl = ttl.into();
+        self
+    }
+
+    /// Called for every request, in the task that sends it: adds headers that depend on where it comes from, such as
+    /// `traceparent` of the W3C's trace context.
+    pub fn propagate(mut self, headers: impl Fn(&mut Headers) + Send + Sync + 'static) -> Self {
+        self.0.propagate = Some(Box::new(headers));
+        self
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn build(self) -> Result<Client, ClientError> {
+        let shards = self.0.shards;
+        if !(1..=SHARDS_MAX).contains(&shards) {
+            return Err(ClientError::Shards { shards });
+        }
+        let envelope = Envelope::new(0, "", Bytes::new()).with_headers(self.0.headers.clone());
+        envelope.validate().map_err(ClientError::Header)?;
+        Ok(Client(Arc::new(self.0)))
+    }
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+enum To {
+    Key(Arc<str>),
+    Shard(u32),
+}
+
+/// What one request says beside its message.
+#[derive(Debug, Clone, Default)]
+struct Options {
+    headers: Headers,
+    ttl: Option<Duration>,
+}
+
+impl Client {
+    /// Begins a client of a service with this many shards.
+    pub fn builder(transport: impl ClientTransport, shards: u32) -> ClientBuilder {
+        ClientBuilder(Inner {
+            transport: Arc::new(transport),
+            shards,
+            seed: String::new(),
+            headers: Headers::default(),
+            ttl: Some(DEFAULT_TTL),
+            propagate: None,
+        })
+    }
+
+    /// How many shards the service has.
+    #[must_use]
+    pub fn shards(&self) -> u32 {
+        self.0.shards
+    }
+
+    /// The shard of a key.
+    #[must_use]
+    pub fn shard_of(&self, key: &str) -> u32 {
+        shard_of_key(key, self.0.shards, &self.0.seed)
+    }
+
+    /// Requests for a key.
+    #[must_use]
+    pub fn key(&self, key: impl AsRef<str>) -> ScopedClient {
+        ScopedClient { client: self.clone(), to: To::Key(key.as_ref().into()), options: Options::default() }
+    }
+
+    /// Requests for a shard.
+    #[must_use]
+    pub fn shard(&self, shard: u32) -> ScopedClient {
+        ScopedClient { client: self.clone(), to: To::Shard(shard), options: Options::default() }
+    }
+
+    /// Asks whoever serves the key's shard. Dropping the future: see [`ClientTransport::request`].
+    ///
+    /// # Errors
+    /// [`RequestError`]; whether the handler has run is in [`RequestError::ran`].
+    pub async fn request_key(
+        &self,
+        key: &str,
+        message_type: impl Into<Cow<'static, str>>,
+        data: impl Into<Bytes>,
+    ) -> Result<Bytes, RequestError> {
+        let envelope = self.for_key(key, message_type.into(), data.into(), &Options::default())?;
+        self.0.transport.request(envelope).await
+    }
+
+    /// Tells whoever serves the key's shard, and waits for no answer. It may be lost.
+    ///
+    /// # Errors
+    /// Why it could not be sent, as far as that is known here.
+    pub async fn notify_key(
+        &self,
+        key: &str,
+        message_type: impl Into<Cow<'static, str>>,
+        data: impl Into<Bytes>,
+    ) -> Result<(), RequestError> {
+        let envelope = self.for_key(key, message_type.into(), data.into(), &Options::default())?;
+        self.0.transport.notify(envelope).await
+    }
+
+    /// Asks whoever serves a shard. Dropping the future: see [`ClientTransport::request`].
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request_shard(
+        &self,
+        shard: u32,
+        message_type: impl Into<Cow<'static, str>>,
+        data: impl Into<Bytes>,
+    ) -> Result<Bytes, RequestError> {
+        let envelope = self.for_shard(shard, message_type.into(), data.into(), &Options::default())?;
+        self.0.transport.request(envelope).await
+    }
+
+    /// Tells whoever serves a shard, and waits for no answer. It may be lost.
+    ///
+    /// # Errors
+    /// Why it could not be sent, as far as that is known here.
+    pub async fn notify_shard(
+        &self,
+        shard: u32,
+        message_type: impl Into<Cow<'static, str>>,
+        data: impl Into<Bytes>,
+    ) -> Result<(), RequestError> {
+        let envelope = self.for_shard(shard, message_type.into(), data.into(), &Options::default())?;
+        self.0.transport.notify(envelope).await
+    }
+
+    fn for_key(
+        &self,
+        key: &str,
+        message_type: Cow<'static, str>,
+        data: Bytes,
+        options: &Options,
+    ) -> Result<Envelope, RequestError> {
+        if key.is_empty() {
+            return Err(RequestError::KeyRequired);
+        }
+        Ok(self.envelope(self.shard_of(key), message_type, data, options)?.with_key(key))
+    }
+
+    fn for_shard(
+        &self,
+        shard: u32,
+        message_type: Cow<'static, str>,
+        data: Bytes,
+        options: &Options,
+    ) -> Result<Envelope, RequestError> {
+        let shards = self.0.shards;
+        if shard >= shards {
+            return Err(RequestError::NoSuchShard { shard, shards });
+        }
+        self.envelope(shard, message_type, data, options)
+    }
+
+    fn envelope(
+        &self,
+        shard: u32,
+        message_type: Cow<'static, str>,
+        data: Bytes,
+        options: &Options,
+    ) -> Result<Envelope, RequestError> {
+        let mut headers = self.0.headers.clone();
+        if let Some(propagate) = &self.0.propagate {
+            propagate(&mut headers);
+        }
+        for (name, value) in options.headers.iter() {
+            headers.set(name.to_owned(), value.to_owned());
+        }
+        let own = message_type == NODE_INFO;
+        let mut envelope = Envelope::new(shard, message_type, data).with_headers(headers);
+        if let Some(ttl) = options.ttl.or(self.0.ttl) {
+            envelope = envelope.with_ttl(ttl);
+        }
+        match envelope.validate() {
+            Err(RequestError::ReservedHeader { name }) if own && name == NODE_INFO => Ok(envelope),
+            valid => valid.map(|()| envelope),
+        }
+    }
+}
+
+/// Requests for one key, or one shard. Cheap to clone.
+///
+/// ```
+/// # async fn of(client: rendez_router::Client) -> Result<(), rendez_router::RequestError> {
+/// use std::time::Duration;
+///
+/// let tenant = client.key("tenant-123").with_ttl(Duration::from_secs(2)).with_header("user", "ada");
+/// let reply = tenant.request_as("Bill", "{}").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ScopedClient {
+    client: Client,
+    to: To,
+    options: Options,
+}
+
+impl ScopedClient {
+    /// With a header, in place of one of the client's of the same name.
+    #[must_use]
+    pub fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, str>>) -> Self {
+        self.options.headers.set(name, value);
+        self
+    }
+
+    /// With so long for each request.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.options.ttl = Some(ttl);
+        self
+    }
+
+    /// The shard that is asked.
+    #[must_use]
+    pub fn shard(&self) -> u32 {
+        match &self.to {
+            To::Key(key) => self.client.shard_of(key),
+            To::Shard(shard) => *shard,
+        }
+    }
+
+    /// Asks, and gives the answer as it is.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request<M: Message>(&self, message: &M) -> Result<Bytes, RequestError> {
+        self.request_as(M::message_type(), encode(message)?).await
+    }
+
+    /// Tells, and waits for no answer. It may be lost.
+    ///
+    /// # Errors
+    /// Why it could not be sent, as far as that is known here.
+    pub async fn notify<M: Message>(&self, message: &M) -> Result<(), RequestError> {
+        self.notify_as(M::message_type(), encode(message)?).await
+    }
+
+    /// Asks with bytes under a type's name.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request_as(
+        &self,
+        message_type: impl Into<Cow<'static, str>>,
+        data: impl Into<Bytes>,
+    ) -> Result<Bytes, RequestError> {
+        let envelope = self.envelope(message_type.into(), data.into())?;
+        self.client.0.transport.request(envelope).await
+    }
+
+    /// Tells with bytes under a type's name, and waits for no answer. It may be lost.
+    ///
+    /// # Errors
+    /// Why it could not be sent, as far as that is known here.
+    pub async fn notify_as(
+        &self,
+        message_type: impl Into<Cow<'static, str>>,
+        data: impl Into<Bytes>,
+    ) -> Result<(), RequestError> {
+        let envelope = self.envelope(message_type.into(), data.into())?;
+        self.client.0.transport.notify(envelope).await
+    }
+
+    /// Who serves the shard.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn node_info(&self) -> Result<NodeInfo, RequestError> {
+        decode(&self.request_as(NODE_INFO, Bytes::new()).await?)
+    }
+
+    /// Requests of one type, with answers of one type.
+    #[must_use]
+    pub fn typed<M: Message, R: DeserializeOwned>(&self) -> TypedClient<M, R> {
+        TypedClient { scoped: self.clone(), types: PhantomData }
+    }
+
+    fn envelope(&self, message_type: Cow<'static, str>, data: Bytes) -> Result<Envelope, RequestError> {
+        match &self.to {
+            To::Key(key) => self.client.for_key(key, message_type, data, &self.options),
+            To::Shard(shard) => self.client.for_shard(*shard, message_type, data, &self.options),
+        }
+    }
+}
+
+/// Requests of one type, with answers of one type: both JSON.
+///
+/// ```
+/// # use rendez_router::{Client, Message, RequestError};
+/// # #[derive(serde::Serialize)]
+/// # struct GetUser { id: String }
+/// # impl Message for GetUser {}
+/// # #[derive(serde::Deserialize)]
+/// # struct User { name: String }
+/// # async fn of(client: Client) -> Result<(), RequestError> {
+/// let users = client.key("user-123").typed::<GetUser, User>();
+/// let user = users.request(&GetUser { id: "123".to_owned() }).await?;
+/// println!("{}", user.name);
+/// # Ok(())
+/// # }
+/// ```
+pub struct TypedClient<M, R> {
+    scoped: ScopedClient,
+    types: PhantomData<fn(M) -> R>,
+}
+
+impl<M: Message, R: DeserializeOwned> TypedClient<M, R> {
+    /// Asks.
+    ///
+    /// # Errors
+    /// [`RequestError`]; [`RequestError::Decode`] of the reply if it is of another type: the handler has run.
+    pub async fn request(&self, message: &M) -> Result<R, RequestError> {
+        decode(&self.scoped.request(message).await?)
+    }
+}
+
+impl<M, R> Clone for TypedClient<M, R> {
+    fn clone(&self) -> Self {
+        Self { scoped: self.scoped.clone(), types: PhantomData }
+    }
+}
+
+fn decode<R: DeserializeOwned>(reply: &Bytes) -> Result<R, RequestError> {
+    serde_json::from_slice(reply).map_err(|error| RequestError::Decode { what: Part::Reply, why: error.to_string() })
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("shards", &self.0.shards).field("ttl", &self.0.ttl).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder").field("shards", &self.0.shards).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ScopedClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopedClient").field("to", &self.to).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<M, R> fmt::Debug for TypedClient<M, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TypedClient").field(&self.scoped).finish()
+    }
+}

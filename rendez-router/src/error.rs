@@ -1,0 +1,167 @@
+//! What can go wrong with a request, in words that survive the way back to the caller.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::HEADER_PREFIX;
+
+/// Why a request failed.
+///
+/// It is the same value on the node and at the caller: transports carry it as it is. [`ran`](Self::ran) says whether
+/// the handler may have run, and so whether trying again can do the work twice.
+///
+/// ```
+/// use rendez_router::{Ran, RequestError};
+///
+/// let error = RequestError::NoShardSubscriber { shard: 7 };
+/// assert_eq!(error.ran(), Ran::No);
+/// let wire = serde_json::to_string(&error).unwrap();
+/// assert_eq!(wire, r#"{"error":"no_shard_subscriber","shard":7}"#);
+/// assert_eq!(serde_json::from_str::<RequestError>(&wire).unwrap(), error);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "error", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The transport was closed.
+    #[error("the transport is closed")]
+    TransportClosed,
+    /// Nobody serves the shard.
+    #[error("nobody serves shard {shard}")]
+    NoShardSubscriber {
+        /// The shard.
+        shard: u32,
+    },
+    /// There is no such shard.
+    #[error("there is no shard {shard}: this client knows {shards}, from 0 on")]
+    NoSuchShard {
+        /// The shard that was asked for.
+        shard: u32,
+        /// How many there are.
+        shards: u32,
+    },
+    /// Its time was over before a handler began.
+    #[error("the request's time was over before its handler began")]
+    EnvelopeExpired,
+    /// The handler did not end in time, and was dropped.
+    #[error("the handler did not end within {millis} ms and was dropped: it may have had effects")]
+    HandlerTimeout {
+        /// How long it had.
+        millis: u64,
+    },
+    /// A header, or a message type, begins as those of this library do.
+    #[error("{name:?} begins with {HEADER_PREFIX:?}, which is kept for the library's own: use another name")]
+    ReservedHeader {
+        /// Its name.
+        name: String,
+    },
+    /// An empty key.
+    #[error("a request by key needs a key: this one is empty")]
+    KeyRequired,
+    /// A handler for each key was sent a request that has none.
+    #[error("the handler works by key, and the request has none: send it with a key, not to a shard")]
+    MissingKeyHeader,
+    /// As many requests as the node takes are waiting already.
+    #[error("{what} is full, with {most} waiting: nothing was done")]
+    Overloaded {
+        /// What is full.
+        what: String,
+        /// How many may wait.
+        most: u64,
+    },
+    /// The handler knows no such message.
+    #[error("the handler knows no message {message_type:?}")]
+    UnknownMessageType {
+        /// The type that was sent.
+        message_type: String,
+    },
+    /// The handler's own error.
+    #[error("the handler failed: {message}")]
+    Handler {
+        /// What it said.
+        message: String,
+        /// The handler's own code for it, for programs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<String>,
+    },
+    /// The handler panicked.
+    #[error("the handler panicked: {message}")]
+    HandlerPanicked {
+        /// What it said.
+        message: String,
+    },
+    /// A message could not be written.
+    #[error("the message cannot be encoded: {why}")]
+    Encode {
+        /// Why.
+        why: String,
+    },
+    /// A message could not be read.
+    #[error("{what} cannot be read: {why}")]
+    Decode {
+        /// Which of the two messages.
+        what: Part,
+        /// Why.
+        why: String,
+    },
+}
+
+/// A message of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Part {
+    /// What was sent; the handler has refused it.
+    Request,
+    /// What was answered; the handler has run.
+    Reply,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Request => "the request",
+            Self::Reply => "the reply",
+        })
+    }
+}
+
+/// Whether a failed request's handler has run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ran {
+    /// No: trying again does nothing twice.
+    No,
+    /// It may have, in part or whole.
+    Maybe,
+    /// It ran to its end, and this is its answer.
+    Yes,
+}
+
+impl RequestError {
+    /// Whether the handler has run.
+    #[must_use]
+    pub fn ran(&self) -> Ran {
+        match self {
+            Self::TransportClosed
+            | Self::NoShardSubscriber { .. }
+            | Self::NoSuchShard { .. }
+            | Self::EnvelopeExpired
+            | Self::ReservedHeader { .. }
+            | Self::KeyRequired
+            | Self::MissingKeyHeader
+            | Self::Overloaded { .. }
+            | Self::UnknownMessageType { .. }
+            | Self::Encode { .. }
+            | Self::Decode { what: Part::Request, .. } => Ran::No,
+            Self::HandlerTimeout { .. } | Self::HandlerPanicked { .. } => Ran::Maybe,
+            Self::Handler { .. } | Self::Decode { what: Part::Reply, .. } => Ran::Yes,
+        }
+    }
+
+    /// A handler's own error, with a code that programs can tell apart.
+    #[must_use]
+    pub fn handler(code: impl Into<String>, message: impl fmt::Display) -> Self {
+        Self::Handler { message: message.to_string(), code: Some(code.into()) }
+    }
+}

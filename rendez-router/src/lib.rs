@@ -1,0 +1,79 @@
+//! Requests that find the node that owns their key.
+//!
+//! A service keeps state by key: users, tenants, devices. Each key belongs to one *shard* of a fixed number, and each shard
+//! is served by one node. A [`Client`] knows which shard a key belongs to and sends the request there; a [`Node`] serves
+//! its shards with a [`Handler`]; a [`Transport`] carries the requests between them.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use rendez_router::{BoxError, Client, Envelope, MemoryTransport, Node, RequestContext};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! let transport = MemoryTransport::new();
+//! let node = Node::builder(transport.clone())
+//!     .id("node-1")
+//!     .shards(0..16)
+//!     .handler(|_: RequestContext, request: Envelope| async move {
+//!         Ok::<_, BoxError>(format!("hello {}", request.key().unwrap_or("nobody")))
+//!     })
+//!     .start()
+//!     .await?;
+//!
+//! let client = Client::builder(transport, 16).build()?;
+//! let reply = client.request_key("user-123", "GetUser", Bytes::new()).await?;
+//! assert_eq!(reply, "hello user-123");
+//!
+//! node.shutdown().await; // takes no more requests, and waits for those that it has
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What to know
+//!
+//! - **At most once.** A request is sent once. [`RequestError::ran`] says of each failure whether the handler may have
+//!   run; trying again is the caller's decision.
+//! - **Time.** Every request has a time to live ([`DEFAULT_TTL`] unless it is given one), which travels with it: a node does
+//!   not begin what has expired, and drops a handler whose time is over. Nodes' clocks are not compared: what travels is
+//!   what is left.
+//! - **Cancellation.** Dropping a request's future drops its handler at the next await point, where the transport can
+//!   tell; see [`ClientTransport::request`].
+//! - **Backpressure.** Everything that queues is bounded. Who finds a queue full is told so at once
+//!   ([`RequestError::Overloaded`]), and nothing was done.
+//! - **Reserved names.** Headers and message types that begin with [`HEADER_PREFIX`] are the library's own: the key, the
+//!   time to live and the message's type travel so over transports that know only headers. A user's header of that
+//!   name would be taken for one of them, so it is refused ([`Envelope::validate`]).
+//! - **Order.** Requests of one caller may overtake each other. [`ActorHandler`] works on one message of a key at a time, in the
+//!   order of their arrival.
+//!
+//! # Which shard, which node
+//!
+//! [`shard_of_key`] is part of this crate's interface: it never changes. Which node serves which shard is yours to say;
+//! [`shards_of_node`] shares them among a fixed list of nodes.
+
+mod actor;
+mod client;
+mod dispatch;
+mod envelope;
+mod error;
+mod handler;
+mod hash;
+mod key_handler;
+mod memory;
+mod message;
+mod node;
+pub mod testing;
+mod transport;
+
+pub use actor::{Actor, ActorHandler, ActorOptions, MAILBOX_DEFAULT};
+pub use client::{Client, ClientBuilder, ClientError, DEFAULT_TTL, ScopedClient, TypedClient};
+pub use dispatch::{Dispatch, typed};
+pub use envelope::{Envelope, HEADER_PREFIX, Headers};
+pub use error::{Part, Ran, RequestError};
+pub use handler::{Answer, BoxError, Handler, RequestContext};
+pub use hash::{SHARDS_MAX, shard_of_key, shards_of_node};
+pub use key_handler::{KEYS_DEFAULT, KeyHandler, KeyHandlerBuilder};
+pub use memory::{HANDLER_TIMEOUT_DEFAULT, HANDLERS_DEFAULT, MemoryTransport, MemoryTransportBuilder, WAITING_DEFAULT};
+pub use message::Message;
+pub use node::{Node, NodeBuilder, NodeError, NodeInfo};
+pub use transport::{ClientTransport, ServerTransport, Subscription, Transport};

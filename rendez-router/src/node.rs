@@ -1,0 +1,199 @@
+//! A node: serves shards with a handler.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use rendez_core::{NameError, NodeId};
+use serde::{Deserialize, Serialize};
+use tracing::{Instrument, Span};
+
+use crate::dispatch::encode;
+use crate::transport::{ServerTransport, Subscription};
+use crate::{Envelope, Handler, RequestContext, RequestError};
+
+/// The message that every node answers itself.
+pub(crate) const NODE_INFO: &str = "x-rendez-node-info";
+
+/// The header of the W3C's trace context.
+const TRACE_PARENT: &str = "traceparent";
+
+/// A node that serves its shards. Dropping it takes no more requests; those that run go on, unless what drops it is the end
+/// of their runtime. [`shutdown`](Self::shutdown) also waits for them.
+#[derive(Debug)]
+pub struct Node {
+    info: NodeInfo,
+    subscriptions: Vec<Subscription>,
+    serving: Arc<Serving>,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct NodeInfo {
+    /// Its id.
+    pub node_id: NodeId,
+    /// The shards that it serves, in order.
+    pub shards: Vec<u32>,
+}
+
+/// A [`Node`] before it serves.
+#[must_use = "nothing is served before `start`"]
+pub struct NodeBuilder {
+    transport: Arc<dyn ServerTransport>,
+    id: Option<Result<NodeId, NameError>>,
+    shards: Option<BTreeSet<u32>>,
+    handler: Option<Arc<dyn Handler>>,
+}
+
+/// Why a node does not serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// Something needed was not given.
+    #[error("{what} is missing: call `.{what}(...)` before `.start()`")]
+    Missing {
+        /// The builder's method.
+        what: &'static str,
+    },
+    /// The id is refused.
+    #[error("the id of the node is refused: {0}")]
+    Id(#[from] NameError),
+    /// The transport refuses. What was subscribed to before it did has ended again.
+    #[error("the transport refuses shard {shard}: {error}")]
+    Transport {
+        /// The shard.
+        shard: u32,
+        /// Why.
+        error: RequestError,
+    },
+}
+
+impl Node {
+    /// Begins a node. Needed are shards and a handler.
+    pub fn builder(transport: impl ServerTransport) -> NodeBuilder {
+        NodeBuilder { transport: Arc::new(transport), id: None, shards: None, handler: None }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &NodeId {
+        &self.info.node_id
+    }
+
+    /// What it answers to [`ScopedClient::node_info`](crate::ScopedClient::node_info).
+    #[must_use]
+    pub fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    /// Takes no more requests, waits for those that it has (their time is bounded by the transport), and closes its handler.
+    /// Dropping the future leaves the node without new requests, and its handler open.
+    pub async fn shutdown(mut self) {
+        let mut subscriptions = std::mem::take(&mut self.subscriptions);
+        // All end before the first is waited for.
+        subscriptions.iter_mut().for_each(Subscription::end);
+        join_all(subscriptions.into_iter().map(Subscription::drain)).await;
+        (*self.serving.handler).close().await;
+    }
+}
+
+impl NodeBuilder {
+    /// The node's id, 1 to 200 bytes without control characters; `node-` and six random letters and digits unless set.
+    pub fn id(mut self, id: impl AsRef<str>) -> Self {
+        self.id = Some(NodeId::new(id));
+        self
+    }
+
+    /// The shards that it serves, in place of those that were given before.
+    pub fn shards(mut self, shards: impl IntoIterator<Item = u32>) -> Self {
+        self.shards = Some(shards.into_iter().collect());
+        self
+    }
+
+    /// What answers the requests; closed when the node is shut down.
+    pub fn handler(mut self, handler: impl Handler) -> Self {
+        self.handler = Some(Arc::new(handler));
+        self
+    }
+
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// [`NodeError`]; nothing is served then.
+    pub async fn start(self) -> Result<Node, NodeError> {
+        let shards = self.shards.ok_or(NodeError::Missing { what: "shards" })?;
+        let handler = self.handler.ok_or(NodeError::Missing { what: "handler" })?;
+        let node_id = self.id.unwrap_or_else(|| NodeId::new(generated_id()))?;
+        let info = NodeInfo { node_id, shards: shards.iter().copied().collect() };
+        let serving = Arc::new(Serving { node: info.node_id.as_str().into(), info: info.clone(), handler });
+        let mut subscriptions = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let subscribed = self.transport.subscribe(shard, serving.clone()).await;
+            subscriptions.push(subscribed.map_err(|error| NodeError::Transport { shard, error })?);
+        }
+        tracing::debug!(node = %info.node_id, shards = info.shards.len(), "the node serves");
+        Ok(Node { info, subscriptions, serving })
+    }
+}
+
+fn generated_id() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric)
+        .take(6)
+        .fold("node-".to_owned(), |id, letter| id + &letter.to_string())
+}
+
+/// The program's handler, with what every node does itself.
+struct Serving {
+    node: Arc<str>,
+    info: NodeInfo,
+    handler: Arc<dyn Handler>,
+}
+
+impl Serving {
+    /// What a subscriber that listens to spans sees of a request.
+    fn span(&self, request: &Envelope) -> Span {
+        tracing::debug_span!(
+            "request",
+            node = &*self.node,
+            shard = request.shard(),
+            message_type = request.message_type(),
+            key = request.key(),
+            traceparent = request.header(TRACE_PARENT),
+        )
+    }
+}
+
+impl Handler for Serving {
+    // Written out, so that the program's own future is passed on and not wrapped once more.
+    fn handle<'a, 'b>(&'a self, ctx: RequestContext, request: Envelope) -> Answering<'b>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        if request.message_type() == NODE_INFO {
+            let info = encode(&self.info);
+            return Box::pin(async { info });
+        }
+        let span = self.span(&request);
+        let answering = self.handler.handle(ctx.on(self.node.clone()), request);
+        if span.is_disabled() { answering } else { Box::pin(answering.instrument(span)) }
+    }
+}
+
+type Answering<'a> = Pin<Box<dyn Future<Output = Result<Bytes, RequestError>> + Send + 'a>>;
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for NodeBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeBuilder").field("id", &self.id).field("shards", &self.shards).finish_non_exhaustive()
+    }
+}
