@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 
 use crate::handler::request_error;
 use crate::key_handler::{KEYS_DEFAULT, KeyHandler};
-use crate::memory::panic_text;
+use crate::serve::{millis, panic_text};
 use crate::{BoxError, Envelope, Handler, RequestContext, RequestError};
 
 /// How many messages of a key wait, unless said otherwise.
@@ -226,7 +226,7 @@ async fn one<A: Actor>(
         Ok(Err(panic)) => Err(RequestError::HandlerPanicked { message: panic_text(&*panic) }),
         Err(_) => {
             *actor = Some(present);
-            Err(RequestError::HandlerTimeout { millis: u64::try_from(has.as_millis()).unwrap_or(u64::MAX) })
+            Err(RequestError::HandlerTimeout { millis: millis(has) })
         }
     }
 }

@@ -50,6 +50,18 @@ pub enum RequestError {
         /// How long it had.
         millis: u64,
     },
+    /// No answer came in time.
+    #[error("no answer came within {millis} ms: the handler may have run")]
+    NoReply {
+        /// How long was waited.
+        millis: u64,
+    },
+    /// The connection broke while the answer was awaited.
+    #[error("the connection broke before an answer came: {why}")]
+    Disconnected {
+        /// How.
+        why: String,
+    },
     /// A header, or a message type, begins as those of this library do.
     #[error("{name:?} begins with {HEADER_PREFIX:?}, which is kept for the library's own: use another name")]
     ReservedHeader {
@@ -154,7 +166,10 @@ impl RequestError {
             | Self::UnknownMessageType { .. }
             | Self::Encode { .. }
             | Self::Decode { what: Part::Request, .. } => Ran::No,
-            Self::HandlerTimeout { .. } | Self::HandlerPanicked { .. } => Ran::Maybe,
+            Self::HandlerTimeout { .. }
+            | Self::HandlerPanicked { .. }
+            | Self::NoReply { .. }
+            | Self::Disconnected { .. } => Ran::Maybe,
             Self::Handler { .. } | Self::Decode { what: Part::Reply, .. } => Ran::Yes,
         }
     }

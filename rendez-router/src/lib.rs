@@ -50,6 +50,10 @@
 //!
 //! [`shard_of_key`] is part of this crate's interface: it never changes. Which node serves which shard is yours to say;
 //! [`shards_of_node`] shares them among a fixed list of nodes.
+//!
+//! # Features
+//!
+//! - `nats`: `NatsTransport`, which carries requests over NATS.
 
 mod actor;
 mod client;
@@ -61,11 +65,16 @@ mod hash;
 mod key_handler;
 mod memory;
 mod message;
+#[cfg(feature = "nats")]
+mod nats;
 mod node;
+mod serve;
 pub mod testing;
 mod transport;
 
 pub use actor::{Actor, ActorHandler, ActorOptions, MAILBOX_DEFAULT};
+#[cfg(feature = "nats")]
+pub use async_nats;
 pub use client::{Client, ClientBuilder, ClientError, DEFAULT_TTL, ScopedClient, TypedClient};
 pub use dispatch::{Dispatch, typed};
 pub use envelope::{Envelope, HEADER_PREFIX, Headers};
@@ -73,7 +82,10 @@ pub use error::{Part, Ran, RequestError};
 pub use handler::{Answer, BoxError, Handler, RequestContext};
 pub use hash::{SHARDS_MAX, shard_of_key, shards_of_node};
 pub use key_handler::{KEYS_DEFAULT, KeyHandler, KeyHandlerBuilder};
-pub use memory::{HANDLER_TIMEOUT_DEFAULT, HANDLERS_DEFAULT, MemoryTransport, MemoryTransportBuilder, WAITING_DEFAULT};
+pub use memory::{MemoryTransport, MemoryTransportBuilder};
 pub use message::Message;
+#[cfg(feature = "nats")]
+pub use nats::{NatsTransport, NatsTransportBuilder, NatsTransportError};
 pub use node::{Node, NodeBuilder, NodeError, NodeInfo};
-pub use transport::{ClientTransport, ServerTransport, Subscription, Transport};
+pub use serve::{HANDLER_TIMEOUT_DEFAULT, HANDLERS_DEFAULT, WAITING_DEFAULT};
+pub use transport::{ClientTransport, Running, ServerTransport, Subscription, Transport};

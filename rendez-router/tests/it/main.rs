@@ -4,6 +4,8 @@ mod actors;
 mod keys;
 mod memory;
 mod messages;
+#[cfg(feature = "nats")]
+mod nats;
 mod nodes;
 
 use std::time::Duration;

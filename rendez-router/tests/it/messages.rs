@@ -83,6 +83,8 @@ fn every_error_survives_the_way_back() {
         RequestError::NoSuchShard { shard: 3, shards: 2 },
         RequestError::EnvelopeExpired,
         RequestError::HandlerTimeout { millis: 30_000 },
+        RequestError::NoReply { millis: 30_000 },
+        RequestError::Disconnected { why: text("reset") },
         RequestError::ReservedHeader { name: text("x-rendez-key") },
         RequestError::KeyRequired,
         RequestError::MissingKeyHeader,
