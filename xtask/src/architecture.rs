@@ -69,6 +69,10 @@ pub(crate) fn check() -> Result<(), Failure> {
             }
         }
     }
+    if members.contains("rendez-router") {
+        let below = packages(&tree(&["--package", "rendez-router", "--edges", "normal"])?);
+        wrong.extend(refused("rendez-router with default features", &below, &store_crates(None)));
+    }
     let all = packages(&tree(&["--workspace", "--all-features", "--edges", "normal,build,dev"])?);
     wrong.extend(refused("the workspace", &all, HEAVY));
     if wrong.is_empty() { Ok(()) } else { Err(Failure(format!("architecture:\n  {}", wrong.join("\n  ")))) }
