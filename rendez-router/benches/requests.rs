@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rendez_router::{BoxError, Client, ClientTransport, Envelope, Handler, MemoryTransport, Node, RequestContext};
+use rendez_router::{
+    Address, BoxError, Client, ClientTransport, Envelope, Handler, MemoryTransport, Node, RequestContext,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,7 +43,7 @@ impl Way {
                 sender.send((data, answer)).await.expect("the handler's task lives");
                 Ok(answered.await.expect("it answers"))
             }
-            Self::Transport(transport) => transport.request(Envelope::new(3, "Get", data)).await,
+            Self::Transport(transport) => transport.request(&Address::Shard(3), Envelope::new(3, "Get", data)).await,
             Self::Shard(client) => client.request_shard(3, "Get", data).await,
             Self::Key(client) => client.request_key(KEYS[number as usize % KEYS.len()], "Get", data).await,
         };

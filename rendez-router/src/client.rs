@@ -8,16 +8,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use crate::dispatch::encode;
 use crate::error::Part;
 use crate::hash::{SHARDS_MAX, shard_of_key};
 use crate::node::{NODE_INFO, NodeInfo};
-use crate::transport::ClientTransport;
+use crate::owners::Owners;
+use crate::serve::millis;
+use crate::transport::{Address, ClientTransport};
 use crate::{Envelope, Headers, Message, RequestError};
 
 /// How long a request may take, unless it says otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(30);
+
+/// How long a request waits for an owner, unless said otherwise.
+pub const PATIENCE_DEFAULT: Duration = Duration::from_secs(2);
+
+/// How long between two tries of a request that nobody ran, without news of its owner.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Sends requests to whoever serves the key's shard. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +40,8 @@ struct Inner {
     headers: Headers,
     ttl: Option<Duration>,
     propagate: Option<Propagate>,
+    owners: Option<Arc<dyn Owners>>,
+    patience: Duration,
 }
 
 type Propagate = Box<dyn Fn(&mut Headers) + Send + Sync>;
@@ -80,6 +92,24 @@ impl ClientBuilder {
         self
     }
 
+    /// Asks the node that owns the shard's slot now, in place of whoever serves a fixed shard.
+    pub fn owners(self, owners: impl Owners) -> Self {
+        self.shared_owners(Arc::new(owners))
+    }
+
+    /// The same, with owners that are shared with others.
+    pub fn shared_owners(mut self, owners: Arc<dyn Owners>) -> Self {
+        self.0.owners = Some(owners);
+        self
+    }
+
+    /// How long a request waits for an owner: while a slot is handed over, or when nobody owns it; [`PATIENCE_DEFAULT`]
+    /// unless set, and never longer than the request's time.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.0.patience = patience;
+        self
+    }
+
     /// Makes it.
     ///
     /// # Errors
@@ -119,6 +149,8 @@ impl Client {
             headers: Headers::default(),
             ttl: Some(DEFAULT_TTL),
             propagate: None,
+            owners: None,
+            patience: PATIENCE_DEFAULT,
         })
     }
 
@@ -157,7 +189,7 @@ impl Client {
         data: impl Into<Bytes>,
     ) -> Result<Bytes, RequestError> {
         let envelope = self.for_key(key, message_type.into(), data.into(), &Options::default())?;
-        self.0.transport.request(envelope).await
+        self.0.request(envelope).await
     }
 
     /// Tells whoever serves the key's shard, and waits for no answer. It may be lost.
@@ -171,7 +203,7 @@ impl Client {
         data: impl Into<Bytes>,
     ) -> Result<(), RequestError> {
         let envelope = self.for_key(key, message_type.into(), data.into(), &Options::default())?;
-        self.0.transport.notify(envelope).await
+        self.0.notify(envelope).await
     }
 
     /// Asks whoever serves a shard. Dropping the future: see [`ClientTransport::request`].
@@ -185,7 +217,7 @@ impl Client {
         data: impl Into<Bytes>,
     ) -> Result<Bytes, RequestError> {
         let envelope = self.for_shard(shard, message_type.into(), data.into(), &Options::default())?;
-        self.0.transport.request(envelope).await
+        self.0.request(envelope).await
     }
 
     /// Tells whoever serves a shard, and waits for no answer. It may be lost.
@@ -199,7 +231,7 @@ impl Client {
         data: impl Into<Bytes>,
     ) -> Result<(), RequestError> {
         let envelope = self.for_shard(shard, message_type.into(), data.into(), &Options::default())?;
-        self.0.transport.notify(envelope).await
+        self.0.notify(envelope).await
     }
 
     fn for_key(
@@ -251,6 +283,67 @@ impl Client {
         match envelope.validate() {
             Err(RequestError::ReservedHeader { name }) if own && name == NODE_INFO => Ok(envelope),
             valid => valid.map(|()| envelope),
+        }
+    }
+}
+
+impl Inner {
+    async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+        match &self.owners {
+            None => self.transport.request(&Address::Shard(envelope.shard()), envelope).await,
+            Some(owners) => self.ask_owner(&**owners, envelope).await,
+        }
+    }
+
+    async fn notify(&self, envelope: Envelope) -> Result<(), RequestError> {
+        let shard = envelope.shard();
+        let to = match &self.owners {
+            None => Address::Shard(shard),
+            // Nobody waits for its end, so it does not wait for an owner either.
+            Some(owners) => {
+                let owner = owners.owner(shard).ok_or(RequestError::NoOwner { shard, millis: 0 })?;
+                Address::Node(owner.node)
+            }
+        };
+        self.transport.notify(&to, envelope).await
+    }
+
+    /// Asks the owner. A node that says that it is not the owner did not run the request: then it is asked where that node
+    /// points to, or, when there is news, whoever owns the slot then.
+    async fn ask_owner(&self, owners: &dyn Owners, envelope: Envelope) -> Result<Bytes, RequestError> {
+        let (shard, begun) = (envelope.shard(), Instant::now());
+        let patient_until = envelope.expires_at().into_iter().chain(begun.checked_add(self.patience)).min();
+        let mut changes = owners.changes();
+        let (mut pause, mut pointed_to) = (PAUSE_MIN, None);
+        loop {
+            changes.borrow_and_update();
+            let known = owners.owner(shard).map(|owner| owner.node);
+            let pointed = pointed_to.take();
+            let follows = pointed.is_some();
+            let refused = match pointed.or(known) {
+                None => RequestError::NoOwner { shard, millis: millis(begun.elapsed()) },
+                Some(node) => match self.transport.request(&Address::Node(node.clone()), envelope.clone()).await {
+                    Err(refused @ (RequestError::NotOwner { .. } | RequestError::NoSuchNode { .. })) => {
+                        if let RequestError::NotOwner { holder: Some(holder), .. } = &refused
+                            && !follows
+                            && *holder != node
+                        {
+                            pointed_to = Some(holder.clone());
+                            continue;
+                        }
+                        refused
+                    }
+                    answer => return answer,
+                },
+            };
+            let now = Instant::now();
+            if patient_until.is_some_and(|until| until <= now) {
+                return Err(refused);
+            }
+            let next = patient_until.map_or(now + pause, |until| until.min(now + pause));
+            // Without news it is asked anew all the same: they may be late.
+            let _ = timeout_at(next, changes.changed()).await;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 }
@@ -323,7 +416,7 @@ impl ScopedClient {
         data: impl Into<Bytes>,
     ) -> Result<Bytes, RequestError> {
         let envelope = self.envelope(message_type.into(), data.into())?;
-        self.client.0.transport.request(envelope).await
+        self.client.0.request(envelope).await
     }
 
     /// Tells with bytes under a type's name, and waits for no answer. It may be lost.
@@ -336,7 +429,7 @@ impl ScopedClient {
         data: impl Into<Bytes>,
     ) -> Result<(), RequestError> {
         let envelope = self.envelope(message_type.into(), data.into())?;
-        self.client.0.transport.notify(envelope).await
+        self.client.0.notify(envelope).await
     }
 
     /// Who serves the shard.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rendez_core::{FencingToken, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::HEADER_PREFIX;
@@ -30,6 +31,38 @@ pub enum RequestError {
     /// Nobody serves the shard.
     #[error("nobody serves shard {shard}")]
     NoShardSubscriber {
+        /// The shard.
+        shard: u32,
+    },
+    /// Nobody answers as this node.
+    #[error("nobody answers as node {node}")]
+    NoSuchNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node that was asked does not own the shard's slot at this moment: it did not run.
+    #[error("the node that was asked does not own shard {shard} now{}", held_by(holder.as_ref()))]
+    NotOwner {
+        /// The shard.
+        shard: u32,
+        /// Who does, as far as that node knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<NodeId>,
+        /// With this token.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<FencingToken>,
+    },
+    /// Nobody owned the shard's slot for as long as was waited for an owner.
+    #[error("nobody owned shard {shard} for {millis} ms")]
+    NoOwner {
+        /// The shard.
+        shard: u32,
+        /// How long was waited.
+        millis: u64,
+    },
+    /// The slot was taken from the node while the handler ran: it was dropped.
+    #[error("the node lost shard {shard} while the handler ran, and dropped it: it may have had effects")]
+    OwnershipLost {
         /// The shard.
         shard: u32,
     },
@@ -119,6 +152,10 @@ pub enum RequestError {
     },
 }
 
+fn held_by(holder: Option<&NodeId>) -> String {
+    holder.map_or_else(String::new, |holder| format!("; {holder} does"))
+}
+
 /// A message of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,6 +195,9 @@ impl RequestError {
             Self::TransportClosed
             | Self::NoShardSubscriber { .. }
             | Self::NoSuchShard { .. }
+            | Self::NoSuchNode { .. }
+            | Self::NotOwner { .. }
+            | Self::NoOwner { .. }
             | Self::EnvelopeExpired
             | Self::ReservedHeader { .. }
             | Self::KeyRequired
@@ -168,6 +208,7 @@ impl RequestError {
             | Self::Decode { what: Part::Request, .. } => Ran::No,
             Self::HandlerTimeout { .. }
             | Self::HandlerPanicked { .. }
+            | Self::OwnershipLost { .. }
             | Self::NoReply { .. }
             | Self::Disconnected { .. } => Ran::Maybe,
             Self::Handler { .. } | Self::Decode { what: Part::Reply, .. } => Ran::Yes,

@@ -37,15 +37,6 @@ pub trait Handler: Send + Sync + 'static {
     async fn close(&self) {}
 }
 
-/// A handler that is shared, for example by several nodes. None of those who share it closes it: close the handler
-/// itself (`(*handler).close()`) when all are done.
-#[async_trait]
-impl Handler for Arc<dyn Handler> {
-    async fn handle(&self, ctx: RequestContext, request: Envelope) -> Result<Bytes, RequestError> {
-        (**self).handle(ctx, request).await
-    }
-}
-
 /// What a handler's closure may answer: anything that can be bytes, or an error of any type.
 pub trait Answer {
     /// The answer as the caller shall see it.
@@ -100,17 +91,37 @@ fn with_sources(error: &(dyn Error + 'static)) -> String {
 pub struct RequestContext {
     node: Arc<str>,
     deadline: Instant,
+    #[cfg(feature = "live")]
+    lease: Option<rendez::SlotLease>,
 }
 
 impl RequestContext {
     /// For a request that ends by then. For those who write a transport: the node is filled in by [`Node`](crate::Node).
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self { node: Arc::default(), deadline }
+        Self {
+            node: Arc::default(),
+            deadline,
+            #[cfg(feature = "live")]
+            lease: None,
+        }
     }
 
     pub(crate) fn on(self, node: Arc<str>) -> Self {
         Self { node, ..self }
+    }
+
+    #[cfg(feature = "live")]
+    pub(crate) fn under(self, lease: rendez::SlotLease) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// The lease that the request's slot is held by, where slots are [served by lease](crate::ServedSlots): check it
+    /// before side effects, and give its token to whatever is written to.
+    #[cfg(feature = "live")]
+    #[must_use]
+    pub fn lease(&self) -> Option<&rendez::SlotLease> {
+        self.lease.as_ref()
     }
 
     /// The node that serves the request.

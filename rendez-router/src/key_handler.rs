@@ -200,7 +200,7 @@ impl Keys {
         let keys = self.clone();
         let closing = async move {
             if let Some(handler) = entry.handler.get() {
-                let closed = AssertUnwindSafe((**handler).close()).catch_unwind().await;
+                let closed = AssertUnwindSafe(handler.close()).catch_unwind().await;
                 if closed.is_err() {
                     tracing::error!(key = &*key, "a handler panicked when it was closed");
                 }

@@ -49,10 +49,12 @@
 //! # Which shard, which node
 //!
 //! [`shard_of_key`] is part of this crate's interface: it never changes. Which node serves which shard is yours to say;
-//! [`shards_of_node`] shares them among a fixed list of nodes.
+//! [`shards_of_node`] shares them among a fixed list of nodes. With the feature `live` it is the leases that say it: a shard is a
+//! slot of a workload, a node serves the slots that it holds at the moment, and a client follows the [`Owners`].
 //!
 //! # Features
 //!
+//! - `live`: `ServedSlots`, for nodes that serve exactly the slots that they hold by lease.
 //! - `nats`: `NatsTransport`, which carries requests over NATS.
 
 mod actor;
@@ -68,14 +70,17 @@ mod message;
 #[cfg(feature = "nats")]
 mod nats;
 mod node;
+mod owners;
 mod serve;
+#[cfg(feature = "live")]
+mod slots;
 pub mod testing;
 mod transport;
 
 pub use actor::{Actor, ActorHandler, ActorOptions, MAILBOX_DEFAULT};
 #[cfg(feature = "nats")]
 pub use async_nats;
-pub use client::{Client, ClientBuilder, ClientError, DEFAULT_TTL, ScopedClient, TypedClient};
+pub use client::{Client, ClientBuilder, ClientError, DEFAULT_TTL, PATIENCE_DEFAULT, ScopedClient, TypedClient};
 pub use dispatch::{Dispatch, typed};
 pub use envelope::{Envelope, HEADER_PREFIX, Headers};
 pub use error::{Part, Ran, RequestError};
@@ -87,5 +92,8 @@ pub use message::Message;
 #[cfg(feature = "nats")]
 pub use nats::{NatsTransport, NatsTransportBuilder, NatsTransportError};
 pub use node::{Node, NodeBuilder, NodeError, NodeInfo};
+pub use owners::{FollowedOwners, Owner, Owners};
 pub use serve::{HANDLER_TIMEOUT_DEFAULT, HANDLERS_DEFAULT, WAITING_DEFAULT};
-pub use transport::{ClientTransport, Running, ServerTransport, Subscription, Transport};
+#[cfg(feature = "live")]
+pub use slots::ServedSlots;
+pub use transport::{Address, ClientTransport, Running, ServerTransport, Subscription, Transport};

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::serve::{Bounds, Places};
-use crate::transport::{ClientTransport, Running, ServerTransport, Subscription};
+use crate::transport::{Address, ClientTransport, Running, ServerTransport, Subscription};
 use crate::{Envelope, Handler, RequestError};
 
 /// A transport inside of one process. Clones are the same one.
@@ -31,7 +31,7 @@ pub struct MemoryTransport(Arc<Shared>);
 pub struct MemoryTransportBuilder(Bounds);
 
 struct Shared {
-    shards: RwLock<HashMap<u32, Vec<Subscriber>>>,
+    addresses: RwLock<HashMap<Address, Vec<Subscriber>>>,
     places: Places,
     closed: AtomicBool,
     running: Running,
@@ -102,7 +102,7 @@ impl MemoryTransportBuilder {
     #[must_use]
     pub fn build(self) -> MemoryTransport {
         MemoryTransport(Arc::new(Shared {
-            shards: RwLock::default(),
+            addresses: RwLock::default(),
             places: Places::new(self.0),
             closed: AtomicBool::new(false),
             running: Running::default(),
@@ -112,26 +112,26 @@ impl MemoryTransportBuilder {
 }
 
 impl Shared {
-    /// Who serves the shard: of several, who came last.
-    fn subscriber(&self, shard: u32) -> Result<Subscriber, RequestError> {
+    /// Who is there: of several, who came last.
+    fn subscriber(&self, to: &Address) -> Result<Subscriber, RequestError> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(RequestError::TransportClosed);
         }
-        let shards = self.shards.read().unwrap_or_else(PoisonError::into_inner);
-        let last = shards.get(&shard).and_then(|subscribers| subscribers.last());
-        last.cloned().ok_or(RequestError::NoShardSubscriber { shard })
+        let addresses = self.addresses.read().unwrap_or_else(PoisonError::into_inner);
+        let last = addresses.get(to).and_then(|subscribers| subscribers.last());
+        last.cloned().ok_or_else(|| to.nobody())
     }
 
-    async fn serve(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+    async fn serve(&self, to: &Address, envelope: Envelope) -> Result<Bytes, RequestError> {
         // Counted before it is looked whether it is closed: who closes waits for those that were counted in time.
         let _running = self.running.one();
-        let mut subscriber = self.subscriber(envelope.shard())?;
+        let mut subscriber = self.subscriber(to)?;
         let _place = match self.places.free() {
             Some(place) => place,
             None => {
                 let place = self.places.wait(envelope.expires_at()).await?;
                 // It may have changed meanwhile.
-                subscriber = self.subscriber(envelope.shard())?;
+                subscriber = self.subscriber(to)?;
                 place
             }
         };
@@ -142,18 +142,18 @@ impl Shared {
 
 #[async_trait]
 impl ClientTransport for MemoryTransport {
-    async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
-        self.0.serve(envelope).await
+    async fn request(&self, to: &Address, envelope: Envelope) -> Result<Bytes, RequestError> {
+        self.0.serve(to, envelope).await
     }
 
-    async fn notify(&self, envelope: Envelope) -> Result<(), RequestError> {
-        self.0.subscriber(envelope.shard())?;
-        let shared = self.0.clone();
+    async fn notify(&self, to: &Address, envelope: Envelope) -> Result<(), RequestError> {
+        self.0.subscriber(to)?;
+        let (shared, to) = (self.0.clone(), to.clone());
         // Counted from now on, so that closing does not overtake it.
         let running = shared.running.one();
         tokio::spawn(async move {
             let (shard, message_type) = (envelope.shard(), envelope.message_type().to_owned());
-            if let Err(error) = shared.serve(envelope).await {
+            if let Err(error) = shared.serve(&to, envelope).await {
                 tracing::warn!(shard, message_type, %error, "a notification failed");
             }
             drop(running);
@@ -169,22 +169,27 @@ impl ClientTransport for MemoryTransport {
 
 #[async_trait]
 impl ServerTransport for MemoryTransport {
-    async fn subscribe(&self, shard: u32, handler: Arc<dyn Handler>) -> Result<Subscription, RequestError> {
+    async fn subscribe(&self, to: Address, handler: Arc<dyn Handler>) -> Result<Subscription, RequestError> {
         if self.0.closed.load(Ordering::SeqCst) {
             return Err(RequestError::TransportClosed);
         }
         let number = self.0.last.fetch_add(1, Ordering::Relaxed);
         let running = Running::default();
         let subscriber = Subscriber { number, handler, running: running.clone() };
-        let mut shards = self.0.shards.write().unwrap_or_else(PoisonError::into_inner);
-        shards.entry(shard).or_default().push(subscriber);
+        self.0
+            .addresses
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(to.clone())
+            .or_default()
+            .push(subscriber);
         let shared = self.0.clone();
         Ok(Subscription::new(running, move || {
-            let mut shards = shared.shards.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(subscribers) = shards.get_mut(&shard) {
+            let mut addresses = shared.addresses.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(subscribers) = addresses.get_mut(&to) {
                 subscribers.retain(|subscriber| subscriber.number != number);
                 if subscribers.is_empty() {
-                    shards.remove(&shard);
+                    addresses.remove(&to);
                 }
             }
         }))

@@ -1,7 +1,7 @@
-//! Requests over NATS: a subject for each shard, `PREFIX.SHARD`.
+//! Requests over NATS: a subject for each shard, `PREFIX.SHARD`, and for each node that is asked by name, `PREFIX.node.NODE`.
 //!
 //! What an envelope says beside its message travels in headers: `x-rendez-type`, `x-rendez-ttl` (milliseconds that are left
-//! when it is sent) and `x-rendez-key`. An answer is the message's payload; an error is the header `x-rendez-error`, as JSON.
+//! when it is sent), `x-rendez-shard` where the subject does not say it, and `x-rendez-key`. An answer is the message's payload; an error is the header `x-rendez-error`, as JSON.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Part;
 use crate::serve::{Bounds, Places, millis};
-use crate::transport::{ClientTransport, Running, ServerTransport, Subscription};
+use crate::transport::{Address, ClientTransport, Running, ServerTransport, Subscription};
 use crate::{DEFAULT_TTL, Envelope, Handler, RequestError};
 
 const TYPE: &str = "x-rendez-type";
 const TTL: &str = "x-rendez-ttl";
 const KEY: &str = "x-rendez-key";
+const SHARD: &str = "x-rendez-shard";
 const ERROR: &str = "x-rendez-error";
 
 /// The header of a message that is for nobody.
@@ -64,7 +65,7 @@ const QUEUE: &str = "rendez";
 ///   connecting anew, is not counted.
 /// - An answer that NATS would refuse, because it is larger than `max_payload`, reaches the caller as an error.
 ///
-/// Rights that are needed: nodes subscribe to `PREFIX.*` and publish to `_INBOX.>`; clients publish to `PREFIX.*` and subscribe to `_INBOX.>`.
+/// Rights that are needed: nodes subscribe to `PREFIX.>` and publish to `_INBOX.>` and `PREFIX.>`; clients publish to `PREFIX.>` and subscribe to `_INBOX.>`.
 #[derive(Clone)]
 pub struct NatsTransport(Arc<Shared>);
 
@@ -118,10 +119,6 @@ impl NatsTransport {
     pub fn builder(client: async_nats::Client, prefix: impl Into<String>) -> NatsTransportBuilder {
         NatsTransportBuilder { client, prefix: prefix.into(), bounds: Bounds::default() }
     }
-
-    fn subject(&self, shard: u32) -> String {
-        format!("{}.{shard}", self.0.prefix)
-    }
 }
 
 impl NatsTransportBuilder {
@@ -165,31 +162,37 @@ impl NatsTransportBuilder {
 }
 
 impl Shared {
+    fn subject(&self, to: &Address) -> Subject {
+        Subject::from(match to {
+            Address::Shard(shard) => format!("{}.{shard}", self.prefix),
+            Address::Node(node) => format!("{}.node.{}", self.prefix, token(node.as_str())),
+        })
+    }
+
     fn open(&self) -> Result<(), RequestError> {
         if self.closed.load(Ordering::SeqCst) { Err(RequestError::TransportClosed) } else { Ok(()) }
     }
 
     /// Answers one message, in a task of its own.
-    async fn answer(&self, shard: u32, handler: &dyn Handler, message: Message) {
+    async fn answer(&self, to: &Address, handler: &dyn Handler, message: Message) {
         let reply = message.reply.clone();
-        let answer = match read(shard, message) {
+        let answer = match read(to, message) {
             Ok(envelope) => self.handle(handler, envelope).await,
             Err(error) => Err(error),
         };
         let Some(reply) = reply else {
             if let Err(error) = answer {
-                tracing::warn!(shard, %error, "a notification failed");
+                tracing::warn!(?to, %error, "a notification failed");
             }
             return;
         };
         if let Err(error) = self.reply(reply, answer).await {
-            tracing::warn!(shard, %error, "an answer could not be sent");
+            tracing::warn!(?to, %error, "an answer could not be sent");
         }
     }
 
     /// Sends what helps a subscription to its end.
-    async fn fill(&self, shard: u32) {
-        let subject = Subject::from(format!("{}.{shard}", self.prefix));
+    async fn fill(&self, subject: &Subject) {
         for _ in 0..FILLERS {
             let mut headers = HeaderMap::new();
             headers.insert(HeaderName::from_static(FILLER), HeaderValue::from(""));
@@ -232,17 +235,17 @@ impl Shared {
 
 #[async_trait]
 impl ClientTransport for NatsTransport {
-    async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+    async fn request(&self, to: &Address, envelope: Envelope) -> Result<Bytes, RequestError> {
         let _asking = self.0.asking.one();
         self.0.open()?;
-        let (shard, ttl) = (envelope.shard(), envelope.ttl().unwrap_or(DEFAULT_TTL));
+        let ttl = envelope.ttl().unwrap_or(DEFAULT_TTL);
         if ttl.is_zero() {
             return Err(RequestError::EnvelopeExpired);
         }
-        let headers = write(&envelope, ttl)?;
+        let headers = write(to, &envelope, ttl)?;
         let request = Request::new().headers(headers).payload(envelope.into_data()).timeout(Some(ttl));
-        let message = self.0.client.send_request(self.subject(shard), request).await;
-        let message = message.map_err(|error| failed(&error, shard, ttl))?;
+        let message = self.0.client.send_request(self.0.subject(to), request).await;
+        let message = message.map_err(|error| failed(&error, to, ttl))?;
         match message.headers.as_ref().and_then(|headers| headers.get(ERROR)) {
             None => Ok(message.payload),
             Some(error) => Err(serde_json::from_str(error.as_str())
@@ -251,11 +254,11 @@ impl ClientTransport for NatsTransport {
     }
 
     /// Sends it, and does not know whether anybody listens.
-    async fn notify(&self, envelope: Envelope) -> Result<(), RequestError> {
+    async fn notify(&self, to: &Address, envelope: Envelope) -> Result<(), RequestError> {
         let _asking = self.0.asking.one();
         self.0.open()?;
         let ttl = envelope.ttl().unwrap_or(DEFAULT_TTL);
-        let (subject, headers) = (self.subject(envelope.shard()), write(&envelope, ttl)?);
+        let (subject, headers) = (self.0.subject(to), write(to, &envelope, ttl)?);
         let sent = self.0.client.publish_with_headers(subject, headers, envelope.into_data()).await;
         sent.map_err(|error| RequestError::Encode { why: error.to_string() })
     }
@@ -272,15 +275,15 @@ impl ClientTransport for NatsTransport {
 
 #[async_trait]
 impl ServerTransport for NatsTransport {
-    async fn subscribe(&self, shard: u32, handler: Arc<dyn Handler>) -> Result<Subscription, RequestError> {
+    async fn subscribe(&self, to: Address, handler: Arc<dyn Handler>) -> Result<Subscription, RequestError> {
         self.0.open()?;
-        let subscribed = self.0.client.queue_subscribe(self.subject(shard), QUEUE.to_owned()).await;
+        let subscribed = self.0.client.queue_subscribe(self.0.subject(&to), QUEUE.to_owned()).await;
         let subscriber = subscribed.map_err(|error| RequestError::Disconnected { why: error.to_string() })?;
         let (end, running) = (self.0.end.child_token(), Running::default());
         let counted = (running.one(), self.0.serving.one());
         let (shared, ended) = (self.0.clone(), end.clone());
         tokio::spawn(async move {
-            receive(&shared, shard, &handler, subscriber, &ended).await;
+            receive(&shared, &to, &handler, subscriber, &ended).await;
             drop(counted);
         });
         Ok(Subscription::new(running, move || end.cancel()))
@@ -295,12 +298,13 @@ impl ServerTransport for NatsTransport {
 /// have reached the server: a connection that is dropped takes what it has not sent with it.
 async fn receive(
     shared: &Arc<Shared>,
-    shard: u32,
+    to: &Address,
     handler: &Arc<dyn Handler>,
     mut messages: Subscriber,
     end: &CancellationToken,
 ) {
     let (mut received, mut ending, answers) = (0, None, Running::default());
+    let subject = shared.subject(to);
     loop {
         let message = tokio::select! {
             biased;
@@ -309,7 +313,7 @@ async fn receive(
                 if messages.unsubscribe_after(received + FILLERS).await.is_err() {
                     break;
                 }
-                shared.fill(shard).await;
+                shared.fill(&subject).await;
                 continue;
             }
             message = messages.next() => message,
@@ -317,7 +321,7 @@ async fn receive(
                 if ending.is_some_and(|at| at <= Instant::now()) {
                     break;
                 }
-                shared.fill(shard).await;
+                shared.fill(&subject).await;
                 continue;
             }
         };
@@ -327,9 +331,9 @@ async fn receive(
             continue;
         }
         let counted = answers.one();
-        let (shared, handler) = (shared.clone(), handler.clone());
+        let (shared, handler, to) = (shared.clone(), handler.clone(), to.clone());
         tokio::spawn(async move {
-            shared.answer(shard, &*handler, message).await;
+            shared.answer(&to, &*handler, message).await;
             drop(counted);
         });
     }
@@ -339,9 +343,9 @@ async fn receive(
 }
 
 /// What went wrong on the caller's side.
-fn failed(error: &NatsError, shard: u32, ttl: Duration) -> RequestError {
+fn failed(error: &NatsError, to: &Address, ttl: Duration) -> RequestError {
     match error.kind() {
-        RequestErrorKind::NoResponders => RequestError::NoShardSubscriber { shard },
+        RequestErrorKind::NoResponders => to.nobody(),
         RequestErrorKind::TimedOut => RequestError::NoReply { millis: millis(ttl) },
         RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
             RequestError::Encode { why: error.to_string() }
@@ -351,13 +355,16 @@ fn failed(error: &NatsError, shard: u32, ttl: Duration) -> RequestError {
 }
 
 /// An envelope as headers.
-fn write(envelope: &Envelope, ttl: Duration) -> Result<HeaderMap, RequestError> {
+fn write(to: &Address, envelope: &Envelope, ttl: Duration) -> Result<HeaderMap, RequestError> {
     let mut headers = HeaderMap::new();
     let own = |text: &str| HeaderValue::from(escaped(text));
     headers.insert(HeaderName::from_static(TYPE), own(envelope.message_type()));
     headers.insert(HeaderName::from_static(TTL), HeaderValue::from(millis(ttl).max(1)));
     if let Some(key) = envelope.key() {
         headers.insert(HeaderName::from_static(KEY), own(key));
+    }
+    if !matches!(to, Address::Shard(_)) {
+        headers.insert(HeaderName::from_static(SHARD), HeaderValue::from(u64::from(envelope.shard())));
     }
     for (name, value) in envelope.headers().iter() {
         let refused = |why: String| RequestError::Encode { why: format!("NATS refuses the header {name:?}: {why}") };
@@ -368,20 +375,25 @@ fn write(envelope: &Envelope, ttl: Duration) -> Result<HeaderMap, RequestError> 
 }
 
 /// An envelope from what came.
-fn read(shard: u32, message: Message) -> Result<Envelope, RequestError> {
+fn read(to: &Address, message: Message) -> Result<Envelope, RequestError> {
     let unreadable = |why: &str| RequestError::Decode { what: Part::Request, why: why.to_owned() };
     let headers = message.headers.unwrap_or_default();
     let own = |name: &'static str| headers.get(name).map(|value| unescaped(value.as_str()));
     let message_type = own(TYPE).ok_or_else(|| unreadable("it has no header x-rendez-type"))?;
     let ttl =
         own(TTL).and_then(|ttl| ttl.parse().ok()).ok_or_else(|| unreadable("its header x-rendez-ttl is no number"))?;
+    let shard = match to {
+        Address::Shard(shard) => Some(*shard),
+        Address::Node(_) => own(SHARD).and_then(|shard| shard.parse().ok()),
+    };
+    let shard = shard.ok_or_else(|| unreadable("its header x-rendez-shard is no number"))?;
     let mut envelope = Envelope::new(shard, message_type, message.payload).with_ttl(Duration::from_millis(ttl));
     if let Some(key) = own(KEY) {
         envelope = envelope.with_key(key);
     }
     for (name, values) in headers.iter() {
         let name: &str = name.as_ref();
-        if let Some(value) = values.last().filter(|_| ![TYPE, TTL, KEY].contains(&name)) {
+        if let Some(value) = values.last().filter(|_| ![TYPE, TTL, KEY, SHARD].contains(&name)) {
             envelope = envelope.with_header(name.to_owned(), value.as_str().to_owned());
         }
     }
@@ -405,6 +417,21 @@ fn escaped(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// A node's id as one word of a subject: what may not stand there is escaped too.
+fn token(node: &str) -> String {
+    let forbidden = |letter: char| letter.is_whitespace() || matches!(letter, '.' | '*' | '>');
+    let mut token = String::with_capacity(node.len());
+    for letter in escaped(node).chars() {
+        if forbidden(letter) {
+            let mut bytes = [0; 4];
+            letter.encode_utf8(&mut bytes).bytes().for_each(|byte| token.push_str(&format!("%{byte:02X}")));
+        } else {
+            token.push(letter);
+        }
+    }
+    token
 }
 
 /// The other way. What is no escape stays as it is.
@@ -444,5 +471,6 @@ mod tests {
             assert_eq!(unescaped(&header), text, "{header:?}");
         }
         assert_eq!(escaped("user-123"), "user-123");
+        assert_eq!(token("a.b *>%"), "a%2Eb%20%2A%3E%25");
     }
 }

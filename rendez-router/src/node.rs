@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use tracing::{Instrument, Span};
 
 use crate::dispatch::encode;
-use crate::transport::{ServerTransport, Subscription};
+#[cfg(feature = "live")]
+use crate::slots::ServedSlots;
+use crate::transport::{Address, ServerTransport, Subscription};
 use crate::{Envelope, Handler, RequestContext, RequestError};
 
 /// The message that every node answers itself.
@@ -25,7 +27,6 @@ const TRACE_PARENT: &str = "traceparent";
 /// of their runtime. [`shutdown`](Self::shutdown) also waits for them.
 #[derive(Debug)]
 pub struct Node {
-    info: NodeInfo,
     subscriptions: Vec<Subscription>,
     serving: Arc<Serving>,
 }
@@ -45,8 +46,38 @@ pub struct NodeInfo {
 pub struct NodeBuilder {
     transport: Arc<dyn ServerTransport>,
     id: Option<Result<NodeId, NameError>>,
-    shards: Option<BTreeSet<u32>>,
-    handler: Option<Arc<dyn Handler>>,
+    shards: Option<Shards>,
+    handler: Option<(Arc<dyn Handler>, Closes)>,
+}
+
+/// Whether a node closes its handler when it is shut down.
+type Closes = bool;
+
+/// What a node serves.
+enum Shards {
+    /// Always these: whoever wants one asks for the shard.
+    Fixed(BTreeSet<u32>),
+    /// What it owns at the moment: whoever wants one asks the node.
+    #[cfg(feature = "live")]
+    Live(ServedSlots),
+}
+
+impl Shards {
+    fn now(&self) -> Vec<u32> {
+        match self {
+            Self::Fixed(shards) => shards.iter().copied().collect(),
+            #[cfg(feature = "live")]
+            Self::Live(slots) => slots.shards(),
+        }
+    }
+
+    fn addresses(&self, #[cfg_attr(not(feature = "live"), expect(unused))] node: &NodeId) -> Vec<Address> {
+        match self {
+            Self::Fixed(shards) => shards.iter().map(|shard| Address::Shard(*shard)).collect(),
+            #[cfg(feature = "live")]
+            Self::Live(_) => vec![Address::Node(node.clone())],
+        }
+    }
 }
 
 /// Why a node does not serve.
@@ -63,10 +94,10 @@ pub enum NodeError {
     #[error("the id of the node is refused: {0}")]
     Id(#[from] NameError),
     /// The transport refuses. What was subscribed to before it did has ended again.
-    #[error("the transport refuses shard {shard}: {error}")]
+    #[error("the transport refuses {address:?}: {error}")]
     Transport {
-        /// The shard.
-        shard: u32,
+        /// The address.
+        address: Address,
         /// Why.
         error: RequestError,
     },
@@ -81,13 +112,13 @@ impl Node {
     /// Its id.
     #[must_use]
     pub fn id(&self) -> &NodeId {
-        &self.info.node_id
+        &self.serving.id
     }
 
     /// What it answers to [`ScopedClient::node_info`](crate::ScopedClient::node_info).
     #[must_use]
-    pub fn info(&self) -> &NodeInfo {
-        &self.info
+    pub fn info(&self) -> NodeInfo {
+        self.serving.info()
     }
 
     /// Takes no more requests, waits for those that it has (their time is bounded by the transport), and closes its handler.
@@ -97,7 +128,9 @@ impl Node {
         // All end before the first is waited for.
         subscriptions.iter_mut().for_each(Subscription::end);
         join_all(subscriptions.into_iter().map(Subscription::drain)).await;
-        (*self.serving.handler).close().await;
+        if self.serving.closes {
+            self.serving.handler.close().await;
+        }
     }
 }
 
@@ -110,13 +143,36 @@ impl NodeBuilder {
 
     /// The shards that it serves, in place of those that were given before.
     pub fn shards(mut self, shards: impl IntoIterator<Item = u32>) -> Self {
-        self.shards = Some(shards.into_iter().collect());
+        self.shards = Some(Shards::Fixed(shards.into_iter().collect()));
+        self
+    }
+
+    /// Serves the slots that this process holds by lease, in place of fixed shards: each with its own handler. Those who ask
+    /// need to know the [`Owners`](crate::Owners). The node's id is that of the coordinator.
+    #[cfg(feature = "live")]
+    pub fn slots(mut self, slots: ServedSlots) -> Self {
+        self.handler = Some((Arc::new(slots.handler(None)), true));
+        self.shards = Some(Shards::Live(slots));
+        self
+    }
+
+    /// The same, and says to callers who ask the wrong node who else owns the slot.
+    #[cfg(feature = "live")]
+    pub fn slots_and_owners(mut self, slots: ServedSlots, owners: Arc<dyn crate::Owners>) -> Self {
+        self.handler = Some((Arc::new(slots.handler(Some(owners))), true));
+        self.shards = Some(Shards::Live(slots));
         self
     }
 
     /// What answers the requests; closed when the node is shut down.
     pub fn handler(mut self, handler: impl Handler) -> Self {
-        self.handler = Some(Arc::new(handler));
+        self.handler = Some((Arc::new(handler), true));
+        self
+    }
+
+    /// What answers the requests, shared with others, such as other nodes: this one does not close it.
+    pub fn shared_handler(mut self, handler: Arc<dyn Handler>) -> Self {
+        self.handler = Some((handler, false));
         self
     }
 
@@ -126,17 +182,17 @@ impl NodeBuilder {
     /// [`NodeError`]; nothing is served then.
     pub async fn start(self) -> Result<Node, NodeError> {
         let shards = self.shards.ok_or(NodeError::Missing { what: "shards" })?;
-        let handler = self.handler.ok_or(NodeError::Missing { what: "handler" })?;
-        let node_id = self.id.unwrap_or_else(|| NodeId::new(generated_id()))?;
-        let info = NodeInfo { node_id, shards: shards.iter().copied().collect() };
-        let serving = Arc::new(Serving { node: info.node_id.as_str().into(), info: info.clone(), handler });
-        let mut subscriptions = Vec::with_capacity(shards.len());
-        for shard in shards {
-            let subscribed = self.transport.subscribe(shard, serving.clone()).await;
-            subscriptions.push(subscribed.map_err(|error| NodeError::Transport { shard, error })?);
+        let (handler, closes) = self.handler.ok_or(NodeError::Missing { what: "handler" })?;
+        let id = self.id.unwrap_or_else(|| NodeId::new(generated_id()))?;
+        let addresses = shards.addresses(&id);
+        let serving = Arc::new(Serving { node: id.as_str().into(), id, shards, handler, closes });
+        let mut subscriptions = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let subscribed = self.transport.subscribe(address.clone(), serving.clone()).await;
+            subscriptions.push(subscribed.map_err(|error| NodeError::Transport { address, error })?);
         }
-        tracing::debug!(node = %info.node_id, shards = info.shards.len(), "the node serves");
-        Ok(Node { info, subscriptions, serving })
+        tracing::debug!(node = %serving.id, addresses = subscriptions.len(), "the node serves");
+        Ok(Node { subscriptions, serving })
     }
 }
 
@@ -148,12 +204,19 @@ fn generated_id() -> String {
 
 /// The program's handler, with what every node does itself.
 struct Serving {
+    id: NodeId,
+    /// The same, for requests.
     node: Arc<str>,
-    info: NodeInfo,
+    shards: Shards,
     handler: Arc<dyn Handler>,
+    closes: Closes,
 }
 
 impl Serving {
+    fn info(&self) -> NodeInfo {
+        NodeInfo { node_id: self.id.clone(), shards: self.shards.now() }
+    }
+
     /// What a subscriber that listens to spans sees of a request.
     fn span(&self, request: &Envelope) -> Span {
         tracing::debug_span!(
@@ -175,7 +238,7 @@ impl Handler for Serving {
         Self: 'b,
     {
         if request.message_type() == NODE_INFO {
-            let info = encode(&self.info);
+            let info = encode(&self.info());
             return Box::pin(async { info });
         }
         let span = self.span(&request);
@@ -194,6 +257,6 @@ impl fmt::Debug for Serving {
 
 impl fmt::Debug for NodeBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeBuilder").field("id", &self.id).field("shards", &self.shards).finish_non_exhaustive()
+        f.debug_struct("NodeBuilder").field("id", &self.id).finish_non_exhaustive()
     }
 }

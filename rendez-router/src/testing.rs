@@ -46,7 +46,9 @@ impl TestCluster {
         let mut started = Vec::with_capacity(nodes);
         for id in &ids {
             let own = shards_of_node(id, &ids, shards, seed);
-            started.push(Node::builder(transport.clone()).id(id).shards(own).handler(handler.clone()).start().await?);
+            started.push(
+                Node::builder(transport.clone()).id(id).shards(own).shared_handler(handler.clone()).start().await?,
+            );
         }
         let client = Client::builder(transport, shards).seed(seed).build();
         #[expect(clippy::expect_used, reason = "a test's own mistake, said in words")]
@@ -71,7 +73,7 @@ impl TestCluster {
         for node in self.nodes {
             node.shutdown().await;
         }
-        (*self.handler).close().await;
+        self.handler.close().await;
     }
 }
 

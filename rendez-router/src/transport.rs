@@ -5,28 +5,50 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rendez_core::NodeId;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{Envelope, Handler, RequestError};
 
+/// Whom a request is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Address {
+    /// Whoever serves this shard.
+    Shard(u32),
+    /// This node.
+    Node(NodeId),
+}
+
+impl Address {
+    /// What it means that nobody is there.
+    #[must_use]
+    pub fn nobody(&self) -> RequestError {
+        match self {
+            Self::Shard(shard) => RequestError::NoShardSubscriber { shard: *shard },
+            Self::Node(node) => RequestError::NoSuchNode { node: node.clone() },
+        }
+    }
+}
+
 /// The half of a transport that sends.
 #[async_trait]
 pub trait ClientTransport: Send + Sync + 'static {
-    /// Sends a request to whoever serves its shard, and waits for the answer: once, never again by itself.
+    /// Sends a request, and waits for the answer: once, never again by itself.
     ///
     /// Dropping the future gives the request up: what was not sent is not sent, and a handler in this process is dropped.
     /// One behind a network goes on until its time is over.
     ///
     /// # Errors
     /// The handler's own, or why it could not be reached.
-    async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError>;
+    async fn request(&self, to: &Address, envelope: Envelope) -> Result<Bytes, RequestError>;
 
     /// Sends a message that nobody waits for. It may be lost.
     ///
     /// # Errors
     /// Why it could not be sent, as far as that is known here.
-    async fn notify(&self, envelope: Envelope) -> Result<(), RequestError>;
+    async fn notify(&self, to: &Address, envelope: Envelope) -> Result<(), RequestError>;
 
     /// Sends nothing more, and waits for what is under way. Calling it again is fine.
     async fn close(&self);
@@ -35,11 +57,11 @@ pub trait ClientTransport: Send + Sync + 'static {
 /// The half of a transport that receives.
 #[async_trait]
 pub trait ServerTransport: Send + Sync + 'static {
-    /// Gives the requests for a shard to a handler, until the subscription ends.
+    /// Gives the requests for an address to a handler, until the subscription ends.
     ///
     /// # Errors
     /// [`RequestError::TransportClosed`], or what is wrong with the connection.
-    async fn subscribe(&self, shard: u32, handler: Arc<dyn Handler>) -> Result<Subscription, RequestError>;
+    async fn subscribe(&self, to: Address, handler: Arc<dyn Handler>) -> Result<Subscription, RequestError>;
 
     /// Receives nothing more, and waits for handlers that run. Calling it again is fine.
     async fn close(&self);
@@ -50,7 +72,7 @@ pub trait Transport: ClientTransport + ServerTransport {}
 
 impl<T: ClientTransport + ServerTransport> Transport for T {}
 
-/// A shard's requests come to a handler for as long as this is kept. Dropping it ends that at once; handlers that run
+/// An address's requests come to a handler for as long as this is kept. Dropping it ends that at once; handlers that run
 /// go on.
 #[must_use = "dropping a subscription ends it"]
 pub struct Subscription {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rendez_router::*;
 use tokio::sync::Semaphore;
 
-use crate::{LONG, client, node, until};
+use crate::{LONG, client, node, node_with, until};
 
 /// What is known of all handlers: how many of a key there are now, and were at most; how often one was made and closed.
 #[derive(Clone, Default)]
@@ -154,7 +154,7 @@ async fn one_that_is_used_is_closed_after_its_last_use_and_kept_if_it_is_needed_
     let transport = MemoryTransport::new();
     let world = World::new(0, FREE);
     let handler = Arc::new(world.handler(1));
-    let _node = node(&transport, handler.clone() as Arc<dyn Handler>).await;
+    let _node = node_with(&transport, handler.clone()).await;
     let client = client(&transport);
     let first = ask(&client, "a");
     until("a runs", || world.begun() == 1).await;
@@ -198,7 +198,7 @@ async fn one_that_could_not_be_made_is_tried_again() {
         let number = counted.fetch_add(1, Ordering::SeqCst);
         async move { if number == 0 { Err(format!("{key} cannot be loaded")) } else { Ok(crate::echo) } }
     }));
-    let _node = node(&transport, handler.clone() as Arc<dyn Handler>).await;
+    let _node = node_with(&transport, handler.clone()).await;
     let error = client(&transport).request_key("a", "Get", "").await.unwrap_err();
     assert_eq!(error, RequestError::Handler { message: "a cannot be loaded".to_owned(), code: None });
     assert!(handler.is_empty());

@@ -2,12 +2,15 @@
 
 mod actors;
 mod keys;
+#[cfg(feature = "live")]
+mod live;
 mod memory;
 mod messages;
 #[cfg(feature = "nats")]
 mod nats;
 mod nodes;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +19,11 @@ use rendez_router::{BoxError, Client, Envelope, Handler, MemoryTransport, Node, 
 /// A node that serves all of 16 shards.
 async fn node(transport: &MemoryTransport, handler: impl Handler) -> Node {
     Node::builder(transport.clone()).id("node-1").shards(0..16).handler(handler).start().await.unwrap()
+}
+
+/// The same, with a handler that the test keeps.
+async fn node_with(transport: &MemoryTransport, handler: Arc<dyn Handler>) -> Node {
+    Node::builder(transport.clone()).id("node-1").shards(0..16).shared_handler(handler).start().await.unwrap()
 }
 
 fn client(transport: &MemoryTransport) -> Client {

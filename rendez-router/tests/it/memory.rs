@@ -88,7 +88,7 @@ async fn what_has_expired_does_not_begin() {
     let _node = node(&transport, gate.handler()).await;
     let late = Envelope::new(1, "Get", "").with_ttl(Duration::from_secs(1));
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(transport.request(late).await, Err(RequestError::EnvelopeExpired));
+    assert_eq!(transport.request(&Address::Shard(1), late).await, Err(RequestError::EnvelopeExpired));
     // The same while it waits for its turn.
     let first = tokio::spawn({
         let client = client(&transport);

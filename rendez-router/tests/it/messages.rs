@@ -1,5 +1,6 @@
 //! Messages with types, and errors on their way back.
 
+use rendez_core::{FencingToken, NodeId};
 use rendez_router::*;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,11 @@ fn every_error_survives_the_way_back() {
     for error in [
         RequestError::TransportClosed,
         RequestError::NoShardSubscriber { shard: 3 },
+        RequestError::NoSuchNode { node: NodeId::new("a").unwrap() },
+        RequestError::NotOwner { shard: 3, holder: None, token: None },
+        RequestError::NotOwner { shard: 3, holder: Some(NodeId::new("a").unwrap()), token: Some(FencingToken::new(7)) },
+        RequestError::NoOwner { shard: 3, millis: 2000 },
+        RequestError::OwnershipLost { shard: 3 },
         RequestError::NoSuchShard { shard: 3, shards: 2 },
         RequestError::EnvelopeExpired,
         RequestError::HandlerTimeout { millis: 30_000 },

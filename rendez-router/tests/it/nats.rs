@@ -62,7 +62,7 @@ async fn everything_of_a_request_arrives() {
         .replace(']', "}");
     assert_eq!(answer, expected);
     assert_eq!(client.request_shard(3, "Get", "").await.unwrap(), "node-1 3 Get None {} 29 ");
-    assert_eq!(&client.shard(9).node_info().await.unwrap(), node.info());
+    assert_eq!(client.shard(9).node_info().await.unwrap(), node.info());
     let error = client.shard(3).with_header("user", "a\nb").request_as("Get", "").await.unwrap_err();
     assert!(error.to_string().contains("NATS refuses the header \"user\""), "{error}");
     assert_eq!(error.ran(), Ran::No);
@@ -263,5 +263,8 @@ async fn closing_waits_for_what_runs() {
     go.add_permits(1);
     closing.await.unwrap();
     assert_eq!(request.await.unwrap().unwrap(), "late");
-    assert_eq!(serving.request(Envelope::new(1, "Get", "")).await, Err(RequestError::TransportClosed));
+    assert_eq!(
+        serving.request(&Address::Shard(1), Envelope::new(1, "Get", "")).await,
+        Err(RequestError::TransportClosed)
+    );
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rendez_router::testing::TestCluster;
 use rendez_router::*;
 
-use crate::{client, echo, node};
+use crate::{client, echo, node, node_with};
 
 async fn who(ctx: RequestContext, request: Envelope) -> Result<String, BoxError> {
     Ok(format!("{} {} {}", ctx.node(), request.shard(), request.key().unwrap_or("-")))
@@ -73,7 +73,7 @@ async fn a_node_says_who_it_is() {
     // Of two that serve a shard, the one that came last answers, and the other one when that has gone.
     assert_eq!((&info.node_id, &info.shards[..]), (two.id(), &[1, 5][..]));
     two.shutdown().await;
-    assert_eq!(&client(&transport).shard(5).node_info().await.unwrap(), one.info());
+    assert_eq!(client(&transport).shard(5).node_info().await.unwrap(), one.info());
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn a_node_needs_shards_a_handler_and_a_name_that_can_be() {
     let transport = MemoryTransport::new();
     ClientTransport::close(&transport).await;
     let error = Node::builder(transport).shards([4]).handler(echo).start().await.unwrap_err();
-    assert_eq!(error, NodeError::Transport { shard: 4, error: RequestError::TransportClosed });
+    assert_eq!(error, NodeError::Transport { address: Address::Shard(4), error: RequestError::TransportClosed });
 }
 
 #[tokio::test]
@@ -152,8 +152,8 @@ async fn a_handler_is_closed_once_and_a_shared_one_by_nobody_who_shares_it() {
     node(&transport, Closes(closed.clone())).await.shutdown().await;
     assert_eq!(*closed.lock().unwrap(), 1);
     let shared: Arc<dyn Handler> = Arc::new(Closes(closed.clone()));
-    node(&transport, shared.clone()).await.shutdown().await;
-    node(&transport, shared).await.shutdown().await;
+    node_with(&transport, shared.clone()).await.shutdown().await;
+    node_with(&transport, shared).await.shutdown().await;
     assert_eq!(*closed.lock().unwrap(), 1);
     let cluster = TestCluster::start(transport, 3, 16, "", Closes(closed.clone())).await.unwrap();
     cluster.shutdown().await;
