@@ -968,9 +968,11 @@ async fn readopting_and_its_conflicts() {
     // A record that was lost.
     let record = done(loss.world.change(other, &slot("x/9"), up(token, 6), readopt()).await);
     assert_eq!(record.token, up(token, 6));
-    // Released in the quiet time, a slot can be readopted with its token by anyone who ran it.
+    // What was let go is not taken back: neither by who let it go nor by another.
     done(loss.world.change(other, &at, up(token, 5), release()).await);
-    done(loss.world.change(loss.holder, &at, up(token, 5), readopt()).await);
+    for session in [other, loss.holder] {
+        assert_eq!(conflict(&loss.world.change(session, &at, up(token, 5), readopt()).await), Conflict::NotHolder);
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, Request, Subject, 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Part;
@@ -36,8 +36,8 @@ const FILLER: &str = "x-rendez-filler";
 /// of several nodes that serve the shard each gets some.
 const FILLERS: u64 = 64;
 
-/// How often more are sent, should others have got them.
-const FILL_EVERY: Duration = Duration::from_millis(20);
+/// After this more are sent, should others have got them; after twice that again, and so on.
+const FILL_AGAIN: Duration = Duration::from_millis(50);
 
 /// Without a connection they do not come.
 const ENDING_MAX: Duration = Duration::from_secs(3);
@@ -303,8 +303,8 @@ async fn receive(
     mut messages: Subscriber,
     end: &CancellationToken,
 ) {
-    let (mut received, mut ending, answers) = (0, None, Running::default());
-    let subject = shared.subject(to);
+    let (mut received, mut ending, mut pause, answers) = (0, None, FILL_AGAIN, Running::default());
+    let (subject, mut fill_at) = (shared.subject(to), Instant::now());
     loop {
         let message = tokio::select! {
             biased;
@@ -314,14 +314,17 @@ async fn receive(
                     break;
                 }
                 shared.fill(&subject).await;
+                fill_at = Instant::now() + pause;
                 continue;
             }
             message = messages.next() => message,
-            () = tokio::time::sleep(FILL_EVERY), if ending.is_some() => {
+            () = sleep_until(fill_at), if ending.is_some() => {
                 if ending.is_some_and(|at| at <= Instant::now()) {
                     break;
                 }
                 shared.fill(&subject).await;
+                pause *= 2;
+                fill_at = Instant::now() + pause;
                 continue;
             }
         };

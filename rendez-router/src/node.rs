@@ -13,6 +13,8 @@ use tracing::{Instrument, Span};
 
 use crate::dispatch::encode;
 #[cfg(feature = "live")]
+use crate::owners::Owners;
+#[cfg(feature = "live")]
 use crate::slots::ServedSlots;
 use crate::transport::{Address, ServerTransport, Subscription};
 use crate::{Envelope, Handler, RequestContext, RequestError};
@@ -48,6 +50,8 @@ pub struct NodeBuilder {
     id: Option<Result<NodeId, NameError>>,
     shards: Option<Shards>,
     handler: Option<(Arc<dyn Handler>, Closes)>,
+    #[cfg(feature = "live")]
+    owners: Option<Arc<dyn Owners>>,
 }
 
 /// Whether a node closes its handler when it is shut down.
@@ -90,6 +94,10 @@ pub enum NodeError {
         /// The builder's method.
         what: &'static str,
     },
+    /// A handler for all of what has handlers of its own.
+    #[cfg(feature = "live")]
+    #[error("slots that are served by lease have handlers of their own: leave `.handler(...)` out")]
+    HandlerBesideSlots,
     /// The id is refused.
     #[error("the id of the node is refused: {0}")]
     Id(#[from] NameError),
@@ -104,9 +112,16 @@ pub enum NodeError {
 }
 
 impl Node {
-    /// Begins a node. Needed are shards and a handler.
+    /// Begins a node. Needed are shards and a handler; or, with the feature `live`, slots.
     pub fn builder(transport: impl ServerTransport) -> NodeBuilder {
-        NodeBuilder { transport: Arc::new(transport), id: None, shards: None, handler: None }
+        NodeBuilder {
+            transport: Arc::new(transport),
+            id: None,
+            shards: None,
+            handler: None,
+            #[cfg(feature = "live")]
+            owners: None,
+        }
     }
 
     /// Its id.
@@ -147,20 +162,19 @@ impl NodeBuilder {
         self
     }
 
-    /// Serves the slots that this process holds by lease, in place of fixed shards: each with its own handler. Those who ask
-    /// need to know the [`Owners`](crate::Owners). The node's id is that of the coordinator.
+    /// Serves the slots that this process holds by lease, in place of fixed shards. They have handlers of their own, so the
+    /// node is given none. Those who ask need to know the [`Owners`](crate::Owners). The node's id is that of the
+    /// coordinator.
     #[cfg(feature = "live")]
     pub fn slots(mut self, slots: ServedSlots) -> Self {
-        self.handler = Some((Arc::new(slots.handler(None)), true));
         self.shards = Some(Shards::Live(slots));
         self
     }
 
-    /// The same, and says to callers who ask the wrong node who else owns the slot.
+    /// With [`slots`](Self::slots): says to callers who ask the wrong node who owns the slot, as far as is known here.
     #[cfg(feature = "live")]
-    pub fn slots_and_owners(mut self, slots: ServedSlots, owners: Arc<dyn crate::Owners>) -> Self {
-        self.handler = Some((Arc::new(slots.handler(Some(owners))), true));
-        self.shards = Some(Shards::Live(slots));
+    pub fn owners(mut self, owners: impl Owners) -> Self {
+        self.owners = Some(Arc::new(owners));
         self
     }
 
@@ -182,7 +196,13 @@ impl NodeBuilder {
     /// [`NodeError`]; nothing is served then.
     pub async fn start(self) -> Result<Node, NodeError> {
         let shards = self.shards.ok_or(NodeError::Missing { what: "shards" })?;
-        let (handler, closes) = self.handler.ok_or(NodeError::Missing { what: "handler" })?;
+        let (handler, closes) = match &shards {
+            Shards::Fixed(_) => self.handler.ok_or(NodeError::Missing { what: "handler" })?,
+            #[cfg(feature = "live")]
+            Shards::Live(_) if self.handler.is_some() => return Err(NodeError::HandlerBesideSlots),
+            #[cfg(feature = "live")]
+            Shards::Live(slots) => (Arc::new(slots.handler(self.owners)) as Arc<dyn Handler>, true),
+        };
         let id = self.id.unwrap_or_else(|| NodeId::new(generated_id()))?;
         let addresses = shards.addresses(&id);
         let serving = Arc::new(Serving { node: id.as_str().into(), id, shards, handler, closes });

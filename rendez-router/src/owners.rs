@@ -57,6 +57,9 @@ struct Picture {
 impl FollowedOwners {
     /// Begins to follow. Nobody is known to own anything until the first reading; trouble with the store is told to
     /// `tracing` and tried again, and what was known before stays.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     #[must_use]
     pub fn follow(store: Arc<dyn LeaseStore>, cluster: ClusterName, workload: WorkloadName) -> Self {
         let known = Arc::new(Picture { owners: RwLock::default(), changes: watch::Sender::new(0) });

@@ -61,7 +61,7 @@ impl Member {
             .start()
             .await
             .unwrap();
-        let node = Node::builder(transport).id(id).slots_and_owners(slots.clone(), Arc::new(owners(store)));
+        let node = Node::builder(transport).id(id).slots(slots.clone()).owners(owners(store));
         Self { handle, node: node.start().await.unwrap(), slots }
     }
 
@@ -192,12 +192,8 @@ async fn a_rolling_update_fails_no_request() {
 #[cfg(feature = "nats")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_update_fails_no_request_over_nats() {
-    let server = rendez_testkit::servers::NatsServer::start().await.unwrap();
-    let connect = || async {
-        let nats = async_nats::connect(server.url()).await.unwrap();
-        NatsTransport::new(nats, "test.users").unwrap()
-    };
-    rolling_update(MemoryStore::new(), connect).await;
+    let place = crate::nats::Place::new().await;
+    rolling_update(MemoryStore::new(), || place.transport()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -261,6 +257,12 @@ async fn the_wrong_node_refuses_and_points_to_the_owner() {
     assert_eq!(two.node.info().shards, two.slots.shards());
     one.shutdown().await;
     two.shutdown().await;
+}
+
+#[tokio::test]
+async fn slots_have_handlers_of_their_own() {
+    let node = Node::builder(MemoryTransport::new()).slots(adding(&Sink::default())).handler(crate::echo);
+    assert_eq!(node.start().await.unwrap_err(), NodeError::HandlerBesideSlots);
 }
 
 #[tokio::test]

@@ -12,19 +12,44 @@ use tokio::sync::Semaphore;
 
 use crate::{LONG, echo, until};
 
-async fn transport(server: &NatsServer) -> NatsTransport {
-    // Requests that are sent while the client connects anew wait for it.
-    let nats = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(server.url()).await.unwrap();
-    NatsTransport::new(nats, "test.users").unwrap()
+/// A server, which others may use too, and a prefix of the test's own.
+pub(crate) struct Place {
+    server: NatsServer,
+    prefix: String,
 }
 
-/// A node on a connection of its own.
-async fn node(server: &NatsServer, id: &str, handler: impl Handler) -> Node {
-    Node::builder(transport(server).await).id(id).shards(0..16).handler(handler).start().await.unwrap()
-}
+impl Place {
+    pub(crate) async fn new() -> Self {
+        Self::on(NatsServer::start().await.unwrap())
+    }
 
-async fn client(server: &NatsServer) -> Client {
-    Client::builder(transport(server).await, 16).build().unwrap()
+    /// With a server that the test may stop.
+    async fn own() -> Self {
+        Self::on(NatsServer::builder().start().await.unwrap())
+    }
+
+    fn on(server: NatsServer) -> Self {
+        Self { server, prefix: format!("test.{:016x}", fastrand::u64(..)) }
+    }
+
+    async fn connect(&self) -> async_nats::Client {
+        // Requests that are sent while the client connects anew wait for it.
+        let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        options.connect(self.server.url()).await.unwrap()
+    }
+
+    /// A transport on a connection of its own.
+    pub(crate) async fn transport(&self) -> NatsTransport {
+        NatsTransport::new(self.connect().await, &*self.prefix).unwrap()
+    }
+
+    async fn node(&self, id: &str, handler: impl Handler) -> Node {
+        Node::builder(self.transport().await).id(id).shards(0..16).handler(handler).start().await.unwrap()
+    }
+
+    async fn client(&self) -> Client {
+        Client::builder(self.transport().await, 16).build().unwrap()
+    }
 }
 
 /// Asks until somebody listens: a subscription reaches the server a moment after it was made.
@@ -38,20 +63,22 @@ async fn heard(client: &Client) {
 
 #[tokio::test]
 async fn everything_of_a_request_arrives() {
-    let server = NatsServer::start().await.unwrap();
-    let node = node(&server, "node-1", |ctx: RequestContext, request: Envelope| async move {
-        let headers: BTreeSet<_> = request.headers().iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let ttl = request.ttl().unwrap().as_secs();
-        let data = String::from_utf8(request.data().to_vec())?;
-        let (node, key) = (ctx.node().to_owned(), request.key().map(str::to_owned));
-        Ok::<_, BoxError>(format!(
-            "{node} {} {} {key:?} {headers:?} {ttl} {data}",
-            request.shard(),
-            request.message_type()
-        ))
-    })
-    .await;
-    let client = client(&server).await;
+    let place = Place::new().await;
+    let node = place
+        .node("node-1", |ctx: RequestContext, request: Envelope| async move {
+            let headers: BTreeSet<_> =
+                request.headers().iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let ttl = request.ttl().unwrap().as_secs();
+            let data = String::from_utf8(request.data().to_vec())?;
+            let (node, key) = (ctx.node().to_owned(), request.key().map(str::to_owned));
+            Ok::<_, BoxError>(format!(
+                "{node} {} {} {key:?} {headers:?} {ttl} {data}",
+                request.shard(),
+                request.message_type()
+            ))
+        })
+        .await;
+    let client = place.client().await;
     heard(&client).await;
     let key = " schlüssel\r\n100% 🔑";
     let shard = client.shard_of(key);
@@ -70,18 +97,19 @@ async fn everything_of_a_request_arrives() {
 
 #[tokio::test]
 async fn errors_arrive_as_they_were() {
-    let server = NatsServer::start().await.unwrap();
+    let place = Place::new().await;
     let own = || RequestError::handler("no_such_user", "nobody is called\n\"x\"");
-    let _node = node(&server, "node-1", move |_: RequestContext, request: Envelope| async move {
-        match request.message_type() {
-            "own" => Err(own()),
-            "panic" => panic!("told to"),
-            "large" => Ok(Bytes::from(vec![1; 2 << 20])),
-            _ => Err(RequestError::MissingKeyHeader),
-        }
-    })
-    .await;
-    let client = client(&server).await;
+    let _node = place
+        .node("node-1", move |_: RequestContext, request: Envelope| async move {
+            match request.message_type() {
+                "own" => Err(own()),
+                "panic" => panic!("told to"),
+                "large" => Ok(Bytes::from(vec![1; 2 << 20])),
+                _ => Err(RequestError::MissingKeyHeader),
+            }
+        })
+        .await;
+    let client = place.client().await;
     heard(&client).await;
     assert_eq!(client.request_key("a", "own", "").await, Err(own()));
     assert_eq!(client.request_key("a", "other", "").await, Err(RequestError::MissingKeyHeader));
@@ -95,9 +123,9 @@ async fn errors_arrive_as_they_were() {
 
 #[tokio::test]
 async fn nobody_there_is_said_at_once() {
-    let server = NatsServer::start().await.unwrap();
-    let node = node(&server, "node-1", echo).await;
-    let client = client(&server).await;
+    let place = Place::new().await;
+    let node = place.node("node-1", echo).await;
+    let client = place.client().await;
     heard(&client).await;
     node.shutdown().await;
     let wait = async {
@@ -109,8 +137,7 @@ async fn nobody_there_is_said_at_once() {
     // Nobody hears it, and nobody says so.
     client.notify_shard(5, "Tell", "").await.unwrap();
     for prefix in ["", "a b", "a.*", "a..b", ".a", ">"] {
-        let nats = async_nats::connect(server.url()).await.unwrap();
-        let error = NatsTransport::new(nats, prefix).unwrap_err();
+        let error = NatsTransport::new(place.connect().await, prefix).unwrap_err();
         assert!(error.to_string().contains("is no subject of NATS"), "{error}");
     }
 }
@@ -130,12 +157,15 @@ fn gate(begun: &Arc<AtomicUsize>, go: &Arc<Semaphore>) -> impl Handler + use<> {
 
 #[tokio::test]
 async fn time_and_places_are_bounded() {
-    let server = NatsServer::start().await.unwrap();
+    let place = Place::new().await;
     let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-    let nats = async_nats::connect(server.url()).await.unwrap();
-    let small = NatsTransport::builder(nats, "test.users").max_concurrent_handlers(1).max_waiting(1).build().unwrap();
+    let small = NatsTransport::builder(place.connect().await, &*place.prefix)
+        .max_concurrent_handlers(1)
+        .max_waiting(1)
+        .build()
+        .unwrap();
     let _node = Node::builder(small).shards(0..16).handler(gate(&begun, &go)).start().await.unwrap();
-    let client = client(&server).await;
+    let client = place.client().await;
     heard(&client).await;
     let short = client.key("a").with_ttl(Duration::from_millis(300));
     let error = short.request_as("Get", "").await.unwrap_err();
@@ -169,7 +199,7 @@ async fn time_and_places_are_bounded() {
 
 #[tokio::test]
 async fn of_two_that_serve_a_shard_one_runs_each_request() {
-    let server = NatsServer::start().await.unwrap();
+    let place = Place::new().await;
     let runs = Arc::new(AtomicUsize::new(0));
     let counting = || {
         let runs = runs.clone();
@@ -178,9 +208,9 @@ async fn of_two_that_serve_a_shard_one_runs_each_request() {
             async move { Ok::<_, BoxError>(request.into_data()) }
         }
     };
-    let _one = node(&server, "node-1", counting()).await;
-    let _two = node(&server, "node-2", counting()).await;
-    let client = client(&server).await;
+    let _one = place.node("node-1", counting()).await;
+    let _two = place.node("node-2", counting()).await;
+    let client = place.client().await;
     heard(&client).await;
     for number in 0..200 {
         let word = number.to_string();
@@ -192,9 +222,9 @@ async fn of_two_that_serve_a_shard_one_runs_each_request() {
 /// A node is replaced by another under load: no request is lost, and none fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_shuts_down_answers_all_that_had_come() {
-    let server = NatsServer::start().await.unwrap();
-    let client = client(&server).await;
-    let mut now = node(&server, "node-0", echo).await;
+    let place = Place::new().await;
+    let client = place.client().await;
+    let mut now = place.node("node-0", echo).await;
     heard(&client).await;
     let callers = (0..8).map(|caller| {
         let client = client.clone();
@@ -210,7 +240,7 @@ async fn a_node_that_shuts_down_answers_all_that_had_come() {
     while callers.iter().any(|caller| !caller.is_finished()) {
         number += 1;
         let id = format!("node-{number}");
-        let next = node(&server, &id, echo).await;
+        let next = place.node(&id, echo).await;
         // Until it is heard: asked often enough, both answer.
         let started = Instant::now();
         while client.shard(0).node_info().await.unwrap().node_id.as_str() != id {
@@ -225,29 +255,44 @@ async fn a_node_that_shuts_down_answers_all_that_had_come() {
 }
 
 #[tokio::test]
-async fn a_server_that_stands_still_or_is_gone_is_no_end() {
-    let mut server = NatsServer::start().await.unwrap();
-    let _node = node(&server, "node-1", echo).await;
-    let client = client(&server).await;
+async fn a_node_of_many_shards_shuts_down_soon() {
+    let place = Place::new().await;
+    let many = |id: &'static str| {
+        let place = &place;
+        async move { Node::builder(place.transport().await).id(id).shards(0..1024).handler(echo).start().await.unwrap() }
+    };
+    let (one, two) = (many("node-1").await, many("node-2").await);
+    let client = Client::builder(place.transport().await, 1024).build().unwrap();
     heard(&client).await;
-    server.stop().unwrap();
+    tokio::time::timeout(LONG, one.shutdown()).await.unwrap();
+    assert_eq!(client.shard(1023).node_info().await.unwrap().node_id.as_str(), "node-2");
+    tokio::time::timeout(LONG, two.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_or_is_gone_is_no_end() {
+    let mut place = Place::own().await;
+    let _node = place.node("node-1", echo).await;
+    let client = place.client().await;
+    heard(&client).await;
+    place.server.stop().unwrap();
     let error = client.key("a").with_ttl(Duration::from_millis(300)).request_as("Get", "x").await.unwrap_err();
     assert_eq!((&error, error.ran()), (&RequestError::NoReply { millis: 300 }, Ran::Maybe));
-    server.resume().unwrap();
+    place.server.resume().unwrap();
     heard(&client).await;
     assert_eq!(client.request_key("a", "Get", "x").await.unwrap(), "x");
-    server.restart(Restart::Saved).await.unwrap();
+    place.server.restart(Restart::Saved).await.unwrap();
     heard(&client).await;
     assert_eq!(client.request_key("a", "Get", "x").await.unwrap(), "x");
 }
 
 #[tokio::test]
 async fn closing_waits_for_what_runs() {
-    let server = NatsServer::start().await.unwrap();
+    let place = Place::new().await;
     let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-    let serving = transport(&server).await;
+    let serving = place.transport().await;
     let _node = Node::builder(serving.clone()).shards(0..16).handler(gate(&begun, &go)).start().await.unwrap();
-    let client = client(&server).await;
+    let client = place.client().await;
     heard(&client).await;
     let request = tokio::spawn({
         let client = client.clone();
