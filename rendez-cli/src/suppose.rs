@@ -1,7 +1,7 @@
 //! The changes that `rendez predict` is asked about, read from the command line.
 
 use rendez_core::forecast::{Joining, Supposition};
-use rendez_core::placement::{LoadFactor, Policy};
+use rendez_core::placement::{LoadFactor, Policy, PolicyError};
 use rendez_core::{NodeId, UNITS_MAX, WorkloadName, ZoneName};
 
 /// What to suppose; each may be given many times, and all are supposed together: first who goes, then who comes, then the
@@ -117,11 +117,7 @@ fn units(text: &str) -> Result<(WorkloadName, u32), String> {
 }
 
 fn policy(text: &str) -> Result<Policy, String> {
-    match text {
-        "balanced" => Ok(Policy::Balanced),
-        "rendezvous" => Ok(Policy::Rendezvous),
-        _ => Err("there is no such policy: write balanced or rendezvous".to_owned()),
-    }
+    text.parse().map_err(|error: PolicyError| error.to_string())
 }
 
 fn load_factor(text: &str) -> Result<LoadFactor, String> {
@@ -177,7 +173,7 @@ mod tests {
             (capacity("a=0").unwrap_err(), "or none"),
             (zone("a=").unwrap_err(), "empty"),
             (units("x=1000001").unwrap_err(), "1000000"),
-            (policy("best").unwrap_err(), "balanced or rendezvous"),
+            (policy("best").unwrap_err(), "\"rendezvous\" or \"sticky\""),
             (load_factor("999").unwrap_err(), "1000 to 100000"),
         ] {
             assert!(error.contains(right), "{error}");

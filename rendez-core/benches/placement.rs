@@ -61,7 +61,7 @@ fn main() {
         Setting {
             title: "balanced, 20 workloads, caps",
             workloads: 20,
-            runs: |node, _| Some(Runs { units: u32::MAX, cap: (node % 3 == 0).then_some(4) }),
+            runs: |node, _| Some(Runs { units: u32::MAX, cap: (node % 3 == 0).then_some(4), ..Runs::ALL }),
             ..usual
         },
         Setting {

@@ -311,6 +311,7 @@ impl Ranked {
             | Obstacle::Capacity { .. }
             | Obstacle::Cap { .. }
             | Obstacle::HolderKeeps
+            | Obstacle::HolderStays
             | Obstacle::NoGain
             | Obstacle::Outranked) => other.to_string(),
         })

@@ -83,13 +83,60 @@ impl NodeInfo {
 }
 
 /// A workload as a node's program declares it.
+///
+/// ```
+/// use rendez_core::{Declared, placement::Policy};
+///
+/// let inbox = Declared::new(16).with_cap(4);
+/// let scheduler = Declared::new(1).with_policy(Policy::Sticky).with_priority(10);
+/// # assert_eq!((inbox.cap, scheduler.priority), (Some(4), 10));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Declared {
     /// The node can run the units below this.
     pub units: u32,
     /// The most units of this workload on this node; no limit if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cap: Option<u32>,
+    /// How the workload is placed; the cluster's policy if absent. A workload's record in the store counts before it.
+    /// Where live nodes declare different ones, the greatest in the order of [`Policy`] counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// How much this node is preferred to others for the workload's orphans; the greater the more. Only
+    /// [`Policy::Sticky`] looks at it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl Declared {
+    /// All of a workload's units, as many at once as come.
+    #[must_use]
+    pub const fn new(units: u32) -> Self {
+        Self { units, cap: None, policy: None, priority: 0 }
+    }
+
+    /// With so many units at once at most.
+    #[must_use]
+    pub const fn with_cap(self, cap: u32) -> Self {
+        Self { cap: Some(cap), ..self }
+    }
+
+    /// With a policy of its own.
+    #[must_use]
+    pub const fn with_policy(self, policy: Policy) -> Self {
+        Self { policy: Some(policy), ..self }
+    }
+
+    /// With this node preferred so much.
+    #[must_use]
+    pub const fn with_priority(self, priority: u32) -> Self {
+        Self { priority, ..self }
+    }
 }
 
 /// Which of the workloads that are kept in the store a node can run.

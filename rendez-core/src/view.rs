@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::placement::{NodeSpec, Planner, Runs, WorkloadSpec};
+use crate::placement::{NodeSpec, Planner, Policy, Runs, WorkloadSpec};
 use crate::records::{
     ClusterSettings, DynamicWorkloads, NodeInfo, NodeWish, Record, RecordKey, SessionRecord, SlotRecord, Stance,
     Versioned, WorkloadRecord,
@@ -503,11 +503,12 @@ impl ClusterView {
     }
 
     fn derive_workloads(&self) -> BTreeMap<WorkloadName, WorkloadSpec> {
-        let mut declared: BTreeMap<WorkloadName, u32> = BTreeMap::new();
+        let mut declared: BTreeMap<WorkloadName, (u32, Option<Policy>)> = BTreeMap::new();
         for info in self.infos() {
             for (name, workload) in &info.workloads {
-                let units = declared.entry(name.clone()).or_default();
+                let (units, policy) = declared.entry(name.clone()).or_default();
                 *units = (*units).max(workload.units);
+                *policy = (*policy).max(workload.policy);
             }
         }
         let mut specs: BTreeMap<WorkloadName, WorkloadSpec> = BTreeMap::new();
@@ -516,8 +517,10 @@ impl ClusterView {
                 specs.insert(name.clone(), workload_spec(record));
             }
         }
-        for (name, units) in declared {
-            specs.entry(name).or_default().units = units;
+        for (name, (units, policy)) in declared {
+            let spec = specs.entry(name).or_default();
+            spec.units = units;
+            spec.policy = spec.policy.or(policy);
         }
         specs
     }
@@ -535,7 +538,10 @@ impl ClusterView {
                     DynamicWorkloads::Only(names) => names.contains(name),
                 };
                 if let Some(declared) = info.workloads.get(name) {
-                    runs.insert(name.clone(), Runs { units: declared.units, cap: declared.cap });
+                    runs.insert(
+                        name.clone(),
+                        Runs { units: declared.units, cap: declared.cap, priority: declared.priority },
+                    );
                 } else if dynamic {
                     runs.insert(name.clone(), Runs::ALL);
                 }

@@ -71,7 +71,7 @@ impl Cluster {
 
     fn add(&mut self, id: &str, units: u32, tell: impl FnOnce(&mut NodeInfo)) {
         let mut info = NodeInfo::new(node(id), settings());
-        info.workloads.insert(name("inbox"), Declared { units, cap: None });
+        info.workloads.insert(name("inbox"), Declared::new(units));
         tell(&mut info);
         let session = SessionId::from_bits(1000 + self.sessions.len() as u128);
         let record = SessionRecord {
@@ -237,7 +237,7 @@ fn a_node_that_joins_is_given_its_share_voluntarily() {
 fn a_node_that_joins_runs_what_any_node_runs() {
     let mut cluster = Cluster::at_rest(&["a"], 4);
     cluster.add("b", 6, |info| {
-        info.workloads.insert(name("feed"), Declared { units: 3, cap: Some(2) });
+        info.workloads.insert(name("feed"), Declared::new(3).with_cap(2));
     });
     cluster.come_to_rest();
     let forecast = cluster.predict(&[goes("a"), goes("b"), joins("c")]);

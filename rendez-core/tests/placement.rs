@@ -84,12 +84,18 @@ fn applied(world: &World, plan: &Plan) -> World {
 }
 
 fn troubles() -> impl Strategy<Value = Trouble> {
-    (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
-        .prop_map(|(caps, rules, cordons, pins, load_factor)| Trouble { caps, rules, cordons, pins, load_factor })
+    any::<[bool; 6]>().prop_map(|[caps, rules, cordons, pins, load_factor, mixed]| Trouble {
+        caps,
+        rules,
+        cordons,
+        pins,
+        load_factor,
+        mixed,
+    })
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    prop_oneof![Just(Policy::Balanced), Just(Policy::Rendezvous)]
+    prop::sample::select(&Policy::ALL[..])
 }
 
 proptest! {
@@ -98,7 +104,7 @@ proptest! {
     #[test]
     fn rendezvous_is_the_best_pair_first(seed: u64, trouble in troubles()) {
         let dice = &mut Dice::new(seed);
-        let world = World::random(dice, trouble, Policy::Rendezvous);
+        let world = World::random(dice, Trouble { mixed: false, ..trouble }, Policy::Rendezvous);
         let plan = checked(&world, &mut world.planner(dice));
         if let Some(expected) = reference::rendezvous(&world) {
             prop_assert_eq!(plan, expected);
@@ -106,9 +112,26 @@ proptest! {
     }
 
     #[test]
+    fn sticky_leaves_what_is_held_and_prefers_priority(seed: u64, trouble in troubles()) {
+        let dice = &mut Dice::new(seed);
+        let world = World::random(dice, Trouble { mixed: false, ..trouble }, Policy::Sticky);
+        let mut planner = world.planner(dice);
+        let plan = checked(&world, &mut planner);
+        if let Some(expected) = reference::sticky(&world) {
+            prop_assert_eq!(plan, expected);
+        }
+        let moves = world.nodes.keys().flat_map(|id| planner.leaving(id)).collect::<Vec<_>>();
+        let waits = planner.wanted().into_iter().chain(planner.unplaced().into_iter().map(|it| (it.slot, node(0))));
+        // Where nothing is an orphan, nothing moves but what must.
+        if waits.count() == 0 && !trouble.caps {
+            prop_assert!(moves.iter().all(|it| !it.cause.is_voluntary()), "{moves:?}");
+        }
+    }
+
+    #[test]
     fn balanced_is_what_the_plain_description_says(seed: u64, trouble in troubles()) {
         let dice = &mut Dice::new(seed);
-        let world = World::random(dice, Trouble { rules: false, ..trouble }, Policy::Balanced);
+        let world = World::random(dice, Trouble { rules: false, mixed: false, ..trouble }, Policy::Balanced);
         let mut planner = world.planner(dice);
         let plan = checked(&world, &mut planner);
         if let Some(expected) = reference::balanced(&world, &mut planner) {
@@ -180,7 +203,8 @@ proptest! {
         seed: u64, trouble in troubles(), policy in policies()
     ) {
         let dice = &mut Dice::new(seed);
-        let world = World::random(dice, trouble, policy);
+        // A slot of one policy makes no way for one of another.
+        let world = World::random(dice, Trouble { mixed: false, ..trouble }, policy);
         let mut planner = world.planner(dice);
         let plan = plan_of(&mut planner);
         let unplaced = planner.unplaced();
@@ -373,7 +397,7 @@ fn every_reason_is_told_apart() {
     let mut on = NodeSpec { accepts: false, ..NodeSpec::default() };
     planner.set_node(&node(0), on.clone());
     assert_eq!(reason(&mut planner), Reason::NoneRunsIt);
-    on.runs.insert(name.clone(), Runs { units: 1, cap: Some(0) });
+    on.runs.insert(name.clone(), Runs { units: 1, cap: Some(0), ..Runs::ALL });
     planner.set_node(&node(0), on.clone());
     assert_eq!(reason(&mut planner), Reason::ZoneOrLabels);
     on.labels.insert("gpu".into(), "yes".into());
@@ -419,12 +443,15 @@ fn every_cause_is_told_apart() {
     planner.set_pin(&slot(2), None);
     planner.set_node(&a, NodeSpec { leaving: true, ..spec.clone() });
     assert_eq!(causes(&mut planner), [Cause::Leaving; 4]);
-    planner.set_node(&a, NodeSpec { runs: [(name.clone(), Runs { units: 1, cap: None })].into(), ..spec.clone() });
+    planner.set_node(
+        &a,
+        NodeSpec { runs: [(name.clone(), Runs { units: 1, cap: None, ..Runs::ALL })].into(), ..spec.clone() },
+    );
     assert_eq!(causes(&mut planner), [Cause::Rule; 3]);
 
     // An orphan that only `a` may take, which is full, and `b` has room for what `a` holds.
     let full = NodeSpec { capacity: Some(3), ..spec.clone() };
-    let first_three = NodeSpec { runs: [(name.clone(), Runs { units: 3, cap: None })].into(), ..spec };
+    let first_three = NodeSpec { runs: [(name.clone(), Runs { units: 3, cap: None, ..Runs::ALL })].into(), ..spec };
     planner.set_node(&a, full);
     planner.set_node(&b, first_three);
     planner.set_holder(&slot(3), None);

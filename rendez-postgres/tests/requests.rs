@@ -332,7 +332,7 @@ async fn hostile_names_come_back_as_they_were_and_clusters_do_not_meet() {
         let world = World { cluster, ..World::on(world.store.clone()) };
         let mut info = NodeInfo::new(node(name), ClusterSettings::new(TTL_MAX));
         info.labels.insert((*name).to_owned(), "\u{0}\"\\".to_owned());
-        info.workloads.insert((*name).try_into().unwrap(), Declared { units: 3, cap: None });
+        info.workloads.insert((*name).try_into().unwrap(), Declared::new(3));
         let request = OpenRequest { info: Arc::new(info.clone()), ..open_request("x") };
         let session = opened(world.try_open(request).await.unwrap()).0;
         let at = Slot::new((*name).try_into().unwrap(), 7);

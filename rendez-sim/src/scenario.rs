@@ -66,6 +66,8 @@ impl Variant {
     pub const HASTY: u32 = 32;
     /// Voluntary moves are made at once, as by systems that have no stabilizers. Not drawn by seeds.
     pub const AT_ONCE: u32 = 64;
+    /// The placement policy is `sticky`, nodes differ in priority, and programs resign.
+    pub const STICKY: u32 = 128;
 
     /// Whether this is so.
     #[must_use]
@@ -186,7 +188,10 @@ impl Scenario {
             _ => 10_000,
         };
         let rate = [50, 100, 100, 200, 300][dice.below(5) as usize];
-        let variant = if dice.one_in(2) { 0 } else { dice.below(64) as u32 };
+        let mut variant = if dice.one_in(2) { 0 } else { dice.below(64) as u32 };
+        if Dice::new(seed ^ 0x571C_C1E5).one_in(5) {
+            variant |= Variant::STICKY;
+        }
         let trouble_s = 40 + dice.below(120);
         Self {
             seed,

@@ -155,7 +155,7 @@ fn a_cap_that_is_lowered_sheds_also_where_nobody_else_has_room() {
 #[test]
 fn what_a_node_cannot_run_any_more_ends_there_also_where_nobody_else_can() {
     let mut world = at_rest(Scenario { nodes: 1, ..Scenario::default() });
-    let eight = [(WorkloadName::new("w0").unwrap(), Declared { units: 8, cap: None })];
+    let eight = [(WorkloadName::new("w0").unwrap(), Declared::new(8))];
     world.command(0, Command::SetWorkloads(eight.into_iter().collect()));
     world.run_until_so("eight run", |world| world.shares() == [8]);
 }

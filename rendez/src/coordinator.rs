@@ -206,12 +206,12 @@ impl CoordinatorBuilder {
 
     /// Adds a workload with this many units, of which this node can run all.
     pub fn workload(self, name: impl AsRef<str>, units: u32) -> Self {
-        self.declare(name, Declared { units, cap: None })
+        self.declare(name, Declared::new(units))
     }
 
     /// Adds a workload of which this node runs at most `cap` units at once.
     pub fn workload_with_cap(self, name: impl AsRef<str>, units: u32, cap: u32) -> Self {
-        self.declare(name, Declared { units, cap: Some(cap) })
+        self.declare(name, Declared::new(units).with_cap(cap))
     }
 
     fn declare(mut self, name: impl AsRef<str>, declared: Declared) -> Self {

@@ -139,6 +139,9 @@ pub enum Command {
     Cordon(bool),
     /// Hand everything off and take nothing new (or take the share again).
     Drain(bool),
+    /// Let go of a slot in favour of the others, once its runner has ended: for the time of a session TTL this node does not
+    /// take it again. Nothing happens if this node does not hold it, or lets it go already.
+    Resign(Slot),
     /// Hand everything off, let go of what nobody takes, close the session, and end with [`Action::Stopped`].
     Shutdown,
 }
@@ -263,6 +266,8 @@ pub enum StopReason {
     Shutdown,
     /// The workload is paused, has fewer units, or cannot run here any more.
     Unwanted,
+    /// The program has resigned.
+    Resigned,
     /// An operator has asked for it.
     Forced,
     /// The lease could not be extended in time.
@@ -277,6 +282,7 @@ impl fmt::Display for StopReason {
             Self::Handoff { to } => write!(f, "it goes to {to}"),
             Self::Shutdown => f.write_str("the node shuts down"),
             Self::Unwanted => f.write_str("it shall not run here"),
+            Self::Resigned => f.write_str("the program has resigned"),
             Self::Forced => f.write_str("an operator asked for it"),
             Self::Deadline => f.write_str("its lease was not extended in time"),
             Self::Lost => f.write_str("its lease is gone"),

@@ -276,6 +276,10 @@ impl Engine {
             Command::Cordon(_) | Command::Drain(_) if self.shutdown.is_some() => {}
             Command::Cordon(on) => info.stance = if on { Stance::Cordoned } else { Stance::Active },
             Command::Drain(on) => info.stance = if on { Stance::Draining } else { Stance::Active },
+            Command::Resign(slot) => {
+                self.resign(now, &slot);
+                return;
+            }
             Command::Shutdown => {
                 info.stance = Stance::Draining;
                 self.begin_shutdown(now);

@@ -14,7 +14,7 @@ use crate::{FencingToken, OperationId, Slot, Timestamp};
 use super::Engine;
 use super::api::{Action, CheckpointError, Event, RequestId, RunnerEnd, StopReason};
 use super::outbox::Lane;
-use super::tenure::{Local, Promise, Run, Tenure, Then};
+use super::tenure::{Local, Promise, Refuse, Run, Tenure, Then};
 
 impl Engine {
     /// Until when the runner of a tenure may run.
@@ -205,11 +205,20 @@ impl Engine {
             }
             Run::Over { then } => {
                 if matches!(then, Then::Reacquire) && why != StopReason::Deadline {
-                    *then = Then::Release { checkpoint: None, refuse: false };
+                    *then = Then::Release { checkpoint: None, refuse: Refuse::after(&why) };
                 }
             }
         }
         self.set_alarm(now, slot);
+    }
+
+    /// Lets a held slot go in favour of the others.
+    pub(super) fn resign(&mut self, now: Timestamp, slot: &Slot) {
+        let held = |local: &Local| local.tenure.as_ref().is_some_and(|tenure| !tenure.gone);
+        if self.slots.get(slot).is_some_and(held) {
+            self.stop(now, slot, StopReason::Resigned);
+            self.mind(now, slot);
+        }
     }
 
     /// Aborts a runner, if there is one.
@@ -295,7 +304,7 @@ impl Engine {
             }
             // The store has not taken it back yet, and takes back only what runs.
             Run::Running { .. } if session.is_some_and(|session| session != tenure.session) => {
-                self.end_tenure(now, slot, Then::Release { checkpoint, refuse: false });
+                self.end_tenure(now, slot, Then::Release { checkpoint, refuse: Refuse::No });
             }
             Run::Running { since } => {
                 if now.since(*since) >= policy.restart_reset_after {
@@ -308,7 +317,7 @@ impl Engine {
                 let failures = tenure.failures;
                 if policy.give_up_after.is_some_and(|most| failures >= most) {
                     self.tell(Event::GaveUp { slot: slot.clone(), failures });
-                    self.end_tenure(now, slot, Then::Release { checkpoint, refuse: true });
+                    self.end_tenure(now, slot, Then::Release { checkpoint, refuse: Refuse::AfterFailures });
                 } else {
                     let doubled = policy.restart_backoff_min * 2u32.saturating_pow(failures.saturating_sub(1).min(16));
                     let after = doubled.min(policy.restart_backoff_max);
@@ -327,10 +336,12 @@ impl Engine {
         let then = match why {
             StopReason::Handoff { .. } | StopReason::Shutdown => match tenure.offer.clone() {
                 Some(offer) if self.is_ready(slot, offer.id) => Then::Transfer { offer, checkpoint },
-                Some(_) | None => Then::Release { checkpoint, refuse: false },
+                Some(_) | None => Then::Release { checkpoint, refuse: Refuse::No },
             },
-            StopReason::Unwanted | StopReason::Forced => Then::Release { checkpoint, refuse: false },
-            StopReason::Deadline if self.shutdown.is_some() => Then::Release { checkpoint, refuse: false },
+            StopReason::Unwanted | StopReason::Forced | StopReason::Resigned => {
+                Then::Release { checkpoint, refuse: Refuse::after(why) }
+            }
+            StopReason::Deadline if self.shutdown.is_some() => Then::Release { checkpoint, refuse: Refuse::No },
             StopReason::Deadline => Then::Reacquire,
             StopReason::Lost => {
                 self.forget(now, slot);
@@ -371,7 +382,6 @@ impl Engine {
         if self.outbox.has(slot, Lane::Lease) {
             return;
         }
-        let refuse_for = self.config.runners.refuse_for;
         let Some(tenure) = self.slots.get(slot).and_then(|local| local.tenure.as_ref()) else { return };
         let Run::Over { then } = &tenure.run else { return };
         let (token, then) = (tenure.token, then.clone());
@@ -383,7 +393,12 @@ impl Engine {
         }
         let kind = match then {
             Then::Release { checkpoint, refuse } => {
-                ChangeKind::Release { checkpoint, refuse_for: refuse.then_some(refuse_for) }
+                let refuse_for = match refuse {
+                    Refuse::No => None,
+                    Refuse::AfterFailures => Some(self.config.runners.refuse_for),
+                    Refuse::AfterResigning => Some(self.config.timing.session_ttl),
+                };
+                ChangeKind::Release { checkpoint, refuse_for }
             }
             Then::Transfer { offer, checkpoint } => {
                 ChangeKind::Transfer { operation: self.operation(), offer: offer.id, checkpoint }
@@ -478,7 +493,7 @@ impl Engine {
                     }
                     self.tell(Event::HandedOver { slot: slot.clone(), to: offer.to_node });
                 } else {
-                    *then = Then::Release { checkpoint, refuse: false };
+                    *then = Then::Release { checkpoint, refuse: Refuse::No };
                 }
             }
             ChangeKind::Offer { operation, .. } => {

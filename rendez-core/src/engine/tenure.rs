@@ -79,11 +79,37 @@ impl Run {
 #[derive(Debug, Clone)]
 pub(super) enum Then {
     /// Let it go.
-    Release { checkpoint: Option<Bytes>, refuse: bool },
+    Release { checkpoint: Option<Bytes>, refuse: Refuse },
     /// Hand it to the receiver of this offer.
     Transfer { offer: Made, checkpoint: Option<Bytes> },
     /// Take it anew, with a higher token.
     Reacquire,
+}
+
+/// Whether a lease that is let go may come back to this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refuse {
+    /// At once.
+    No,
+    /// When its runner may be well again.
+    AfterFailures,
+    /// When the others have had their turn.
+    AfterResigning,
+}
+
+impl Refuse {
+    /// What follows from the reason for which a runner was stopped.
+    pub(super) fn after(why: &StopReason) -> Self {
+        match why {
+            StopReason::Resigned => Self::AfterResigning,
+            StopReason::Handoff { .. }
+            | StopReason::Shutdown
+            | StopReason::Unwanted
+            | StopReason::Forced
+            | StopReason::Deadline
+            | StopReason::Lost => Self::No,
+        }
+    }
 }
 
 /// An offer of another node.

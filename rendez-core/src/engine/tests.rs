@@ -27,7 +27,7 @@ struct Stage {
 impl Stage {
     fn new(units: u32) -> Self {
         let mut info = info("a");
-        info.workloads.insert("w".try_into().unwrap(), crate::Declared { units, cap: None });
+        info.workloads.insert("w".try_into().unwrap(), crate::Declared::new(units));
         let capabilities = Capabilities::strict("model");
         let setup = EngineSetup {
             info,
@@ -117,7 +117,7 @@ impl Stage {
     /// Another node opens a session, unheard by the first one.
     fn open_another(&mut self, node: &str, units: u32) -> SessionId {
         let mut info = info(node);
-        info.workloads.insert("w".try_into().unwrap(), crate::Declared { units, cap: None });
+        info.workloads.insert("w".try_into().unwrap(), crate::Declared::new(units));
         let request = OpenRequest {
             known: Known::default(),
             operation: OperationId::from_bits(1),
@@ -237,4 +237,26 @@ fn a_slot_whose_holder_is_newer_than_the_view_is_no_orphan() {
     });
     stage.until("the node knows of the other", |stage| stage.engine.view().sessions().count() == 2);
     assert_eq!(stage.batches, 1, "asked once, and told who holds it");
+}
+
+#[test]
+fn who_resigns_lets_go_when_its_runner_has_ended_and_leaves_the_slot_to_others_for_a_while() {
+    let mut stage = Stage::new(1);
+    let slot: Slot = "w/0".parse().unwrap();
+    stage.until("the slot runs", |stage| stage.runs.len() == 1);
+    let (_, first) = stage.runs[0].clone();
+    stage.engine.handle(stage.now, Input::Command(Command::Resign("w/7".parse().unwrap())));
+    stage.engine.handle(stage.now, Input::Command(Command::Resign(slot.clone())));
+    let stops = |event: &&Event| matches!(event, Event::Stopping { why: StopReason::Resigned, .. });
+    stage.until("it is let go", |stage| stage.told.iter().any(|event| matches!(event, Event::Released { .. })));
+    assert_eq!(stage.told.iter().filter(stops).count(), 1, "{:?}", stage.told);
+    let (resigned_at, record) = (stage.now, stage.engine.view().slot(&slot).unwrap().clone());
+    assert_eq!((record.holder, record.refusals.len()), (None, 1));
+    // Again, while it holds nothing: nothing comes of it.
+    stage.engine.handle(stage.now, Input::Command(Command::Resign(slot.clone())));
+    stage.until("nobody else takes it, so it runs here again", |stage| stage.runs.len() == 1);
+    let waited = stage.now.since(resigned_at);
+    assert!(waited + Duration::from_millis(10) >= TTL && waited < TTL * 2, "after {waited:?}");
+    assert!(stage.runs[0].1 > first);
+    assert_eq!(stage.told.iter().filter(stops).count(), 1, "{:?}", stage.told);
 }

@@ -124,7 +124,7 @@ impl Model {
             let info = &record.info;
             let joined = model.info.get_or_insert_with(|| NodeInfo::new(info.node.clone(), info.settings.clone()));
             for (name, declared) in &info.workloads {
-                let most = joined.workloads.entry(name.clone()).or_insert(Declared { units: 0, cap: None });
+                let most = joined.workloads.entry(name.clone()).or_insert(Declared::new(0));
                 if most.units < declared.units {
                     *most = *declared;
                 }

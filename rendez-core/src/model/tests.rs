@@ -203,7 +203,7 @@ fn an_opening_that_cannot_be_is_refused_with_what_would_do() {
         (
             OpenRequest {
                 info: with(&|i| {
-                    let _ = i.workloads.insert("w".parse().unwrap(), Declared { units: 1_000_001, cap: None });
+                    let _ = i.workloads.insert("w".parse().unwrap(), Declared::new(1_000_001));
                 }),
                 ..base.clone()
             },
@@ -772,7 +772,7 @@ fn slots_are_deleted_with_their_workload_unless_they_are_held_or_declared() {
 
     world.change(a, 0, world.token(0), release());
     let mut declaring = (*info("c")).clone();
-    declaring.workloads.insert(workload, Declared { units: 1, cap: None });
+    declaring.workloads.insert(workload, Declared::new(1));
     let request = OpenRequest { info: Arc::new(declaring), ..world.request("c", 3) };
     let c = opened(world.open(&request).unwrap());
     assert!(world.put(key.clone(), None, None));

@@ -18,13 +18,15 @@ mod ranking;
 mod rendezvous;
 mod rescue;
 pub mod score;
+mod settle;
 mod shares;
 mod spec;
 mod steps;
+mod sticky;
 mod world;
 
 pub use planner::Planner;
 pub use spec::{
     Band, Bands, Candidate, Cause, Counts, Desired, LoadFactor, LoadFactorError, Move, NodeSpec, NodeSummary, Obstacle,
-    Policy, Reason, Runs, Unplaced, WorkloadSpec,
+    Policy, PolicyError, Reason, Runs, Unplaced, WorkloadSpec,
 };

@@ -13,7 +13,7 @@ use super::spec::{
 };
 use super::steps::Steps;
 use super::world::{NONE, Place, World};
-use super::{balanced, rendezvous};
+use super::{balanced, rendezvous, sticky};
 use crate::{NodeId, Slot, WorkloadName};
 
 /// Decides who should own what.
@@ -325,11 +325,12 @@ impl Planner {
         for (owners, load) in self.owners.iter_mut().zip(&world.loads) {
             owners.resize(load.units as usize, NONE);
         }
-        let (mut by_score, mut by_share) = (Vec::new(), Vec::new());
+        let (mut by_score, mut by_share, mut by_holder) = (Vec::new(), Vec::new(), Vec::new());
         for load in &world.order {
             match world.policy_of(&world.loads[*load as usize]) {
                 Policy::Rendezvous => by_score.push(*load),
                 Policy::Balanced => by_share.push(*load),
+                Policy::Sticky => by_holder.push(*load),
             }
         }
         let was_capped = std::mem::replace(&mut self.capped, by_score.iter().any(|load| world.is_capped(*load)));
@@ -343,8 +344,10 @@ impl Planner {
             }
             rendezvous::place_some(world, &mut self.owners, &kept, stale.places);
         }
-        if self.capped || !by_share.is_empty() {
+        if self.capped || !by_share.is_empty() || !by_holder.is_empty() {
             let mut draft = Draft::new(world, &mut self.owners);
+            // Leadership before load: where both want the last room of a node, it is the other that goes elsewhere.
+            sticky::place(&mut draft, &by_holder);
             if self.capped {
                 rendezvous::place_within_caps(&mut draft, &by_score);
             } else {

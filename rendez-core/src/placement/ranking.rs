@@ -65,6 +65,9 @@ impl Planner {
         if chosen != NONE && self.world.is_kept(place) {
             return Obstacle::HolderKeeps;
         }
+        if chosen != NONE && chosen == load.holder(place.unit) && self.world.policy_of(load) == Policy::Sticky {
+            return Obstacle::HolderStays;
+        }
         let (capacity, cap) = (self.world.nodes[node as usize].capacity, load.pairs[node as usize].cap);
         if planned.total >= capacity {
             return Obstacle::Capacity { most: capacity };
@@ -74,7 +77,7 @@ impl Planner {
         }
         match self.world.policy_of(load) {
             Policy::Balanced => Obstacle::NoGain,
-            Policy::Rendezvous => Obstacle::Outranked,
+            Policy::Rendezvous | Policy::Sticky => Obstacle::Outranked,
         }
     }
 }

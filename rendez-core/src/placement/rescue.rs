@@ -1,7 +1,7 @@
 //! Places for slots that find every node they may go to full: others make room for them.
 //!
 //! A search over whole chains, shortest first, so no slot stays without a place while any arrangement of the
-//! movable slots within the rules and caps has one for it. Even counts are not looked at here.
+//! movable slots of the same policy within the rules and caps has one for it. Even counts are not looked at here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -20,6 +20,9 @@ pub enum Policy {
     Balanced,
     /// Each slot belongs to the node with the highest score, whoever holds it. Small workloads spread badly.
     Rendezvous,
+    /// Who holds a slot keeps it as long as it may; an orphan goes to the node of the highest priority, and among equals
+    /// to the one with the best score. A node that joins gets nothing that is held: for leadership, not for load.
+    Sticky,
 }
 
 impl Policy {
@@ -29,7 +32,24 @@ impl Policy {
         match self {
             Self::Balanced => "balanced",
             Self::Rendezvous => "rendezvous",
+            Self::Sticky => "sticky",
         }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Balanced, Self::Rendezvous, Self::Sticky];
+}
+
+/// There is no policy of this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no policy {0:?}: use \"balanced\", \"rendezvous\" or \"sticky\"")]
+pub struct PolicyError(String);
+
+impl std::str::FromStr for Policy {
+    type Err = PolicyError;
+
+    fn from_str(name: &str) -> Result<Self, PolicyError> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == name).ok_or_else(|| PolicyError(name.to_owned()))
     }
 }
 
@@ -98,11 +118,13 @@ pub struct Runs {
     pub units: u32,
     /// The most units of this workload that it runs at a time.
     pub cap: Option<u32>,
+    /// How much it is preferred for orphans where the policy is [`Policy::Sticky`].
+    pub priority: u32,
 }
 
 impl Runs {
-    /// Every unit, as many as come.
-    pub const ALL: Self = Self { units: u32::MAX, cap: None };
+    /// Every unit, as many as come, with no preference.
+    pub const ALL: Self = Self { units: u32::MAX, cap: None, priority: 0 };
 }
 
 /// One live node, as its session and the operator's records describe it.
@@ -267,9 +289,11 @@ pub enum Obstacle {
     },
     /// The slot stays with its holder, which takes nothing new and keeps what it has.
     HolderKeeps,
+    /// The slot stays with its holder as long as that may hold it: the policy is [`Policy::Sticky`].
+    HolderStays,
     /// It could run the slot, but the spread would get no better.
     NoGain,
-    /// It could run the slot, but another has a better score.
+    /// It could run the slot, but another has a higher priority or a better score.
     Outranked,
 }
 
@@ -287,8 +311,9 @@ impl fmt::Display for Obstacle {
             Self::Capacity { most } => write!(f, "it is full: its capacity is {most}"),
             Self::Cap { most } => write!(f, "it is full: it may hold {most} of the workload"),
             Self::HolderKeeps => f.write_str("the holder takes nothing new and keeps what it has"),
+            Self::HolderStays => f.write_str("whoever holds the slot keeps it"),
             Self::NoGain => f.write_str("the spread would get no better"),
-            Self::Outranked => f.write_str("another node has a better score"),
+            Self::Outranked => f.write_str("another node ranks higher"),
         }
     }
 }

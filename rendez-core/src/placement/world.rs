@@ -40,6 +40,8 @@ pub(super) struct Pair {
     pub(super) units: u32,
     /// The most units that it may hold at a time.
     pub(super) cap: u32,
+    /// How much the node is preferred, where the policy asks.
+    pub(super) priority: u32,
 }
 
 /// A workload: it exists if it has a spec; otherwise only holders, pins or refusals mention it.
@@ -415,7 +417,7 @@ impl World {
             }
             let units = runs.units.min(entry.units);
             let cap = runs.cap.unwrap_or(u32::MAX).min(wanted.cap_per_node.unwrap_or(u32::MAX)).min(units);
-            Some(Pair { units, cap })
+            Some(Pair { units, cap, priority: runs.priority })
         };
         entry.pairs[node] = permitted().unwrap_or_default();
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rendez_core::placement::{Band, Bands, Planner, Unplaced};
 use rendez_core::{NodeId, Slot, WorkloadName};
 
-use crate::placement_support::{Plan, World};
+use crate::placement_support::{PRIORITIES, Plan, World};
 
 pub(crate) type Placed = BTreeMap<Slot, NodeId>;
 
@@ -100,9 +100,8 @@ impl AllBands {
     }
 }
 
-/// The policy `balanced`; nothing where it takes a rescue or a chain of moves, which are not described here.
-pub(crate) fn balanced(world: &World, planner: &mut Planner) -> Option<Plan> {
-    let bands = AllBands::of(world, planner);
+/// What is held and may stay, within the caps, and what has no place and no pin.
+fn settled(world: &World) -> (Placed, BTreeSet<Slot>) {
     let mut placed = Placed::new();
     let (mut pinned, mut free) = (BTreeSet::new(), BTreeSet::new());
     for slot in world.slots().into_iter().filter(|slot| world.pins.contains_key(slot)) {
@@ -136,17 +135,35 @@ pub(crate) fn balanced(world: &World, planner: &mut Planner) -> Option<Plan> {
     for name in world.workloads.keys() {
         for id in world.nodes.keys() {
             while count(&placed, name, id) > world.cap(name, id) {
-                let slot = worst_of(&placed, id, Some(name))?;
+                let Some(slot) = worst_of(&placed, id, Some(name)) else { break };
                 shed(&mut placed, slot);
             }
         }
     }
     for id in world.nodes.keys() {
         while total(&placed, id) > world.capacity(id) {
-            let slot = worst_of(&placed, id, None)?;
+            let Some(slot) = worst_of(&placed, id, None) else { break };
             shed(&mut placed, slot);
         }
     }
+    (placed, free)
+}
+
+/// The policy `sticky`; nothing where it takes a rescue, which is not described here.
+pub(crate) fn sticky(world: &World) -> Option<Plan> {
+    let (mut placed, mut free) = settled(world);
+    for priority in (0..PRIORITIES).rev() {
+        free = fill(world, &mut placed, free, |_, name, id| {
+            world.nodes[id].runs.get(name).is_some_and(|runs| runs.priority == priority)
+        });
+    }
+    free.is_empty().then(|| plan(world, &placed))
+}
+
+/// The policy `balanced`; nothing where it takes a rescue or a chain of moves, which are not described here.
+pub(crate) fn balanced(world: &World, planner: &mut Planner) -> Option<Plan> {
+    let bands = AllBands::of(world, planner);
+    let (mut placed, mut free) = settled(world);
     let homeless = free.clone();
     free = fill(world, &mut placed, free, |placed, name, id| {
         let bands = bands.get(id, name);

@@ -50,6 +50,9 @@ pub(crate) struct World {
 /// Who should own what, of all slots that exist.
 pub(crate) type Plan = BTreeMap<Slot, Option<NodeId>>;
 
+/// The priorities that nodes may have: those below this.
+pub(crate) const PRIORITIES: u32 = 3;
+
 /// What kinds of trouble a random world may have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trouble {
@@ -58,11 +61,15 @@ pub(crate) struct Trouble {
     pub(crate) cordons: bool,
     pub(crate) pins: bool,
     pub(crate) load_factor: bool,
+    /// Workloads with policies of their own.
+    pub(crate) mixed: bool,
 }
 
 impl Trouble {
-    pub(crate) const NONE: Self = Self { caps: false, rules: false, cordons: false, pins: false, load_factor: false };
-    pub(crate) const ALL: Self = Self { caps: true, rules: true, cordons: true, pins: true, load_factor: true };
+    pub(crate) const NONE: Self =
+        Self { caps: false, rules: false, cordons: false, pins: false, load_factor: false, mixed: false };
+    pub(crate) const ALL: Self =
+        Self { caps: true, rules: true, cordons: true, pins: true, load_factor: true, mixed: true };
 }
 
 pub(crate) fn node(index: u32) -> NodeId {
@@ -81,7 +88,7 @@ pub(crate) fn random_node(dice: &mut Dice, trouble: Trouble, workloads: u32) -> 
         }
         let units = if trouble.rules && dice.one_in(6) { 1 + dice.below(4) } else { u32::MAX };
         let cap = (trouble.caps && dice.one_in(4)).then(|| dice.below(4));
-        spec.runs.insert(workload(index), Runs { units, cap });
+        spec.runs.insert(workload(index), Runs { units, cap, priority: dice.below(PRIORITIES) });
     }
     if trouble.caps && dice.one_in(4) {
         spec.capacity = Some(dice.below(8));
@@ -110,6 +117,7 @@ pub(crate) fn random_workload(dice: &mut Dice, trouble: Trouble) -> WorkloadSpec
             spec.labels.insert("disk".into(), "fast".into());
         }
     }
+    spec.policy = (trouble.mixed && dice.one_in(2)).then(|| Policy::ALL[dice.below(3) as usize]);
     spec.cap_per_node = (trouble.caps && dice.one_in(4)).then(|| 1 + dice.below(4));
     spec
 }

@@ -75,9 +75,10 @@ pub struct Oracles {
 }
 
 impl Oracles {
-    /// All checkers, for nodes with this configuration and this cap at first. Strict ones excuse nothing that clocks do.
+    /// All checkers, for nodes with this configuration and this cap at first, where held slots stay (`sticky`) or not.
+    /// Strict ones excuse nothing that clocks do.
     #[must_use]
-    pub fn new(config: &EngineConfig, cap: Option<u32>, strict: bool) -> Self {
+    pub fn new(config: &EngineConfig, sticky: bool, cap: Option<u32>, strict: bool) -> Self {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let ttl = nanos(config.timing.session_ttl);
         let rules = &config.stabilizers;
@@ -97,7 +98,7 @@ impl Oracles {
                 Box::new(WithinCaps::new(ttl, cap)),
                 Box::new(ComesToRest::default()),
                 Box::new(StaysAtRest::default()),
-                Box::new(MovesAreHeldBack::new(nanos(rules.cooldown), rules.shedding)),
+                Box::new(MovesAreHeldBack::new(nanos(rules.cooldown), rules.shedding && !sticky)),
                 Box::new(CallsInBounds::new(nanos(config.timing.heartbeat_interval))),
                 Box::new(ShutsDownInTime::default()),
                 Box::new(LeavesNothing),

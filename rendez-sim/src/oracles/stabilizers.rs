@@ -11,7 +11,7 @@ use crate::trace::{Fact, Lease, SlotNo};
 const SLACK: u64 = 200_000_000;
 
 /// L3: what was moved voluntarily is not moved voluntarily again before its cooldown is over, and nothing is where
-/// voluntary moves are switched off. What the store has forgotten does not count.
+/// voluntary moves are switched off or the policy has none. What the store has forgotten does not count.
 #[derive(Debug)]
 pub struct MovesAreHeldBack {
     cooldown: u64,

@@ -148,7 +148,8 @@ impl World {
             let (offset, start_at) = (more.below(1_000_000 * S), more.below(60 * S));
             nodes.push(Node::new(node_id(0), offset, 0, start_at));
         }
-        let oracles = Oracles::new(&config, scenario.capacity, scenario.strict);
+        let sticky = scenario.variant.is(Variant::STICKY);
+        let oracles = Oracles::new(&config, sticky, scenario.capacity, scenario.strict);
         let mut world = Self {
             config,
             dice,
@@ -352,5 +353,11 @@ fn vary(config: &mut EngineConfig, variant: Variant) {
 }
 
 fn policy(variant: Variant) -> Policy {
-    if variant.is(Variant::RENDEZVOUS) { Policy::Rendezvous } else { Policy::default() }
+    if variant.is(Variant::STICKY) {
+        Policy::Sticky
+    } else if variant.is(Variant::RENDEZVOUS) {
+        Policy::Rendezvous
+    } else {
+        Policy::default()
+    }
 }

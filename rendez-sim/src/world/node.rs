@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rendez_core::placement::Policy;
 use rendez_core::{
     Action, ClusterSettings, Declared, DynamicWorkloads, Engine, EngineSetup, Event, FencingToken, Incarnation, Input,
     NodeId, NodeInfo, OperationId, PROTOCOL_VERSION, Reply, RequestId, RunnerEnd, Slot, StopReason, Sync, Timestamp,
@@ -125,7 +126,7 @@ impl World {
         }
         let mut info = NodeInfo::new(self.nodes[index].id.clone(), settings);
         info.capacity = self.scenario.capacity;
-        info.workloads = self.declared();
+        info.workloads = self.declared(index);
         info.dynamic = DynamicWorkloads::All;
         if self.has(Fault::Zones) {
             info.zone = ZoneName::new(format!("z{}", index % 2)).ok();
@@ -168,10 +169,19 @@ impl World {
         self.drive(index);
     }
 
-    /// The workloads as the programs declare them.
-    pub(super) fn declared(&self) -> BTreeMap<WorkloadName, Declared> {
+    /// The workloads as the program of a node declares them.
+    pub(super) fn declared(&self, index: usize) -> BTreeMap<WorkloadName, Declared> {
         let all = self.scenario.workloads.iter().enumerate();
-        all.map(|(number, units)| (workload(number), Declared { units: *units, cap: None })).collect()
+        all.map(|(number, units)| (workload(number), self.declare(index, number, *units))).collect()
+    }
+
+    pub(super) fn declare(&self, index: usize, number: usize, units: u32) -> Declared {
+        let mut declared = Declared::new(units);
+        if self.scenario.variant.is(Variant::STICKY) {
+            declared.priority = index as u32 % 3;
+            declared.policy = (number % 2 == 1).then_some(Policy::Sticky);
+        }
+        declared
     }
 
     pub(super) fn goes(&mut self, index: usize, how: Gone, back_after: u64) {

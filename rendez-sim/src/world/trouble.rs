@@ -1,12 +1,11 @@
 //! What goes wrong, and when: ten times a second the dice say.
 
-use rendez_core::{
-    AdminRequest, Command, Declared, Input, NodeWish, Record, RecordKey, Slot, WorkloadRecord, ZoneName,
-};
+use rendez_core::{AdminRequest, Command, Input, NodeWish, Record, RecordKey, Slot, WorkloadRecord, ZoneName};
 
 use super::node::workload;
 use super::{MS, S, What, World};
 use crate::faults::Fault;
+use crate::scenario::Variant;
 use crate::trace::{Fact, Gone, Loss};
 
 /// Nothing goes wrong before this time: first the world comes to rest.
@@ -275,6 +274,13 @@ impl World {
 
     /// A program tells its node something.
     fn change_mind(&mut self, index: usize) {
+        let runs: Vec<Slot> = self.nodes[index].process.iter().flat_map(|it| it.runners.keys().cloned()).collect();
+        if self.scenario.variant.is(Variant::STICKY) && !runs.is_empty() && self.more.one_in(2) {
+            let slot = runs[self.more.below(runs.len() as u64) as usize].clone();
+            self.trouble(Fault::Programs, index as u64);
+            self.tell(index, Command::Resign(slot));
+            return;
+        }
         let command = match self.dice.below(6) {
             0 => Command::SetWeight(1 + self.dice.below(5) as u32),
             1 => Command::SetHealth(self.dice.one_in(2)),
@@ -286,7 +292,9 @@ impl World {
                     let units = self.dice.below(u64::from(units) + 2) as u32;
                     if units > 0 {
                         let cap = self.dice.one_in(3).then(|| 1 + self.dice.below(3) as u32);
-                        declared.insert(workload(number), Declared { units, cap });
+                        let mut mine = self.declare(index, number, units);
+                        mine.cap = cap;
+                        declared.insert(workload(number), mine);
                     }
                 }
                 Command::SetWorkloads(declared)
@@ -310,13 +318,12 @@ impl World {
         for key in keys.into_iter().filter(|key| *key != RecordKey::Settings) {
             self.carry_out(&AdminRequest::Put { key, record: None, expect: None });
         }
-        let declared = self.declared();
         for index in 0..self.nodes.len() {
             let capacity = self.scenario.capacity;
             self.tell(index, Command::SetWeight(1));
             self.tell(index, Command::SetHealth(true));
             self.tell(index, Command::SetCapacity(capacity));
-            self.tell(index, Command::SetWorkloads(declared.clone()));
+            self.tell(index, Command::SetWorkloads(self.declared(index)));
             self.tell(index, Command::Drain(false));
         }
     }

@@ -236,13 +236,13 @@ impl Config {
     /// Adds a workload with this many units, of which this node can run all.
     #[must_use]
     pub fn workload(self, name: impl AsRef<str>, units: u32) -> Self {
-        self.declare(name.as_ref(), Declared { units, cap: None })
+        self.declare(name.as_ref(), Declared::new(units))
     }
 
     /// Adds a workload of which this node runs at most `cap` units at once.
     #[must_use]
     pub fn workload_with_cap(self, name: impl AsRef<str>, units: u32, cap: u32) -> Self {
-        self.declare(name.as_ref(), Declared { units, cap: Some(cap) })
+        self.declare(name.as_ref(), Declared::new(units).with_cap(cap))
     }
 
     fn declare(mut self, name: &str, declared: Declared) -> Self {

@@ -1,5 +1,6 @@
 //! From written values to values of their types: one function a type.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -219,14 +220,12 @@ pub(super) fn check_at_least_1ms(time: &Duration) -> Result<(), Wrong> {
 // --- placement ---
 
 pub(super) fn policy(raw: &Raw) -> Read<Policy> {
-    match text(raw)?.as_str() {
-        "balanced" => Ok(Policy::Balanced),
-        "rendezvous" => Ok(Policy::Rendezvous),
-        other => {
-            let near = nearest(other, ["balanced", "rendezvous"]).unwrap_or("balanced");
-            Err(one("there is no such policy", format!("use \"balanced\" or \"rendezvous\" (did you mean {near:?}?)")))
-        }
-    }
+    let name = text(raw)?;
+    name.parse().map_err(|_| {
+        let near = nearest(&name, Policy::ALL.map(Policy::as_str)).unwrap_or("balanced");
+        let all = "use \"balanced\", \"rendezvous\" or \"sticky\"";
+        one("there is no such policy", format!("{all} (did you mean {near:?}?)"))
+    })
 }
 
 /// A factor, written as a decimal number with up to three places.
@@ -297,7 +296,7 @@ pub(super) fn workloads(raw: &Raw) -> Read<BTreeMap<WorkloadName, Declared>> {
         let name = WorkloadName::new(&entry.key).map_err(|error| vec![name_wrong(&error)])?;
         let declared = match &entry.value {
             Raw::Table(entries) => declared(entries)?,
-            units => Declared { units: number(units)?, cap: None },
+            units => Declared::new(number(units)?),
         };
         check_declared(&declared).map_err(|wrong| vec![wrong])?;
         Ok((name, declared))
@@ -305,15 +304,24 @@ pub(super) fn workloads(raw: &Raw) -> Read<BTreeMap<WorkloadName, Declared>> {
 }
 
 fn declared(entries: &[Entry]) -> Read<Declared> {
-    let numbers = gather(entries, |entry| match entry.key.as_str() {
-        "units" => Ok(("units", Some(number(&entry.value)?))),
-        "cap" => Ok(("cap", limit(&entry.value)?)),
-        other => Err(one("a workload has no such key", unknown(other, ["units", "cap"]))),
+    const KEYS: [&str; 4] = ["units", "cap", "policy", "priority"];
+    let read = Cell::new(Declared::new(0));
+    let given = gather(entries, |entry| {
+        let mut declared = read.get();
+        match entry.key.as_str() {
+            "units" => declared.units = number(&entry.value)?,
+            "cap" => declared.cap = limit(&entry.value)?,
+            "policy" => declared.policy = Some(policy(&entry.value)?),
+            "priority" => declared.priority = number(&entry.value)?,
+            other => return Err(one("a workload has no such key", unknown(other, KEYS))),
+        }
+        read.set(declared);
+        Ok((entry.key.clone(), ()))
     })?;
-    let Some(units) = numbers.get("units").copied().flatten() else {
+    if !given.contains_key("units") {
         return Err(one("its number of units is missing", "write { units = 4 }, or just 4"));
-    };
-    Ok(Declared { units, cap: numbers.get("cap").copied().flatten() })
+    }
+    Ok(read.get())
 }
 
 pub(super) fn check_declared(declared: &Declared) -> Result<(), Wrong> {

@@ -235,8 +235,8 @@ fn tables_and_lists_are_read_from_files_and_variables_alike() {
     let by_file = from_toml(&file);
     assert_eq!(by_file, named().merge_variables(variables).unwrap().resolve().unwrap());
     let name = |name: &str| name.parse().unwrap();
-    assert_eq!(by_file.info.workloads[&name("a/b, c")], Declared { units: 2, cap: Some(1) });
-    assert_eq!(by_file.info.workloads[&name("any")], Declared { units: 1, cap: None });
+    assert_eq!(by_file.info.workloads[&name("a/b, c")], Declared::new(2).with_cap(1));
+    assert_eq!(by_file.info.workloads[&name("any")], Declared::new(1));
     assert_eq!(by_file.info.dynamic, DynamicWorkloads::Only([name("x"), name("y z")].into()));
     assert_eq!(by_file.info.settings.policy, Policy::Rendezvous);
     assert_eq!(by_file.info.settings.load_factor, LoadFactor::from_permille(1250).unwrap());

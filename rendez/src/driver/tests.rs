@@ -22,7 +22,7 @@ async fn a_driver_that_panics_ends_its_runners_and_says_so() {
     let store = MemoryStore::new();
     let capabilities = store.capabilities();
     let mut info = NodeInfo::new(NodeId::new("a").unwrap(), ClusterSettings::new(Duration::from_secs(5)));
-    info.workloads.insert("inbox".parse().unwrap(), Declared { units: 1, cap: None });
+    info.workloads.insert("inbox".parse().unwrap(), Declared::new(1));
     let plan = Plan {
         store: Arc::new(store),
         factory: Arc::new(runner),

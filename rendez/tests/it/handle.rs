@@ -14,12 +14,12 @@ async fn workloads_and_capacity_can_change_while_it_runs() {
     let handle = node(&store, "a", 4).runner(idle).start().await.unwrap();
     owns(&handle, 4).await;
     handle.set_capacity(Some(6)).await.unwrap();
-    let many = BTreeMap::from([(inbox(0).workload, Declared { units: 9, cap: None })]);
+    let many = BTreeMap::from([(inbox(0).workload, Declared::new(9))]);
     handle.set_workloads(many).await.unwrap();
     owns(&handle, 6).await;
     handle.set_capacity(None).await.unwrap();
     owns(&handle, 9).await;
-    let few = BTreeMap::from([(inbox(0).workload, Declared { units: 2, cap: None })]);
+    let few = BTreeMap::from([(inbox(0).workload, Declared::new(2))]);
     handle.set_workloads(few).await.unwrap();
     owns(&handle, 2).await;
     handle.shutdown().await.unwrap();
@@ -46,7 +46,7 @@ async fn a_cordoned_node_keeps_what_it_has_and_takes_nothing() {
     let a = node(&store, "a", 2).runner(idle).start().await.unwrap();
     owns(&a, 2).await;
     a.cordon(true).await.unwrap();
-    let many = BTreeMap::from([(inbox(0).workload, Declared { units: 5, cap: None })]);
+    let many = BTreeMap::from([(inbox(0).workload, Declared::new(5))]);
     a.set_workloads(many.clone()).await.unwrap();
     let b = node(&store, "b", 5).runner(idle).start().await.unwrap();
     owns(&b, 3).await;
@@ -62,7 +62,7 @@ async fn commands_that_cannot_be_are_refused_also_after_the_end() {
     let store = TestStore::new();
     let handle = node(&store, "a", 1).runner(idle).start().await.unwrap();
     assert!(matches!(handle.set_weight(0).await, Err(CommandError::Invalid { .. })));
-    let huge = BTreeMap::from([(inbox(0).workload, Declared { units: 2_000_000, cap: None })]);
+    let huge = BTreeMap::from([(inbox(0).workload, Declared::new(2_000_000))]);
     assert!(matches!(handle.set_workloads(huge).await, Err(CommandError::Invalid { .. })));
     handle.set_weight(7).await.unwrap();
     handle.set_health(true).await.unwrap();

@@ -145,7 +145,7 @@ async fn round_trip(stage: &Stage, names: &[String]) -> Outcome {
             let mut info = stage.info(name)?;
             info.zone = Some(name.parse().map_err(Failure::new)?);
             info.labels.insert(name.clone(), name.clone());
-            info.workloads.insert(workload.clone(), Declared { units: 3, cap: None });
+            info.workloads.insert(workload.clone(), Declared::new(3));
             let request = OpenRequest { info: Arc::new(info), ..stage.open_request(name)? };
             let session = opened(&stage.try_open(&request).await?)?;
             ensure_eq!(stage.beat(session).await?.held.count, 0, "what node {name:?} holds at first");

@@ -37,7 +37,7 @@ async fn a_session_is_listed_with_what_its_node_tells(stage: Stage) -> Outcome {
     let mut info = stage.info("a")?;
     info.weight = 3;
     info.labels.insert("k".to_owned(), String::new());
-    info.workloads.insert("w/1 {x}".parse().map_err(Failure::new)?, rendez_core::Declared { units: 9, cap: Some(2) });
+    info.workloads.insert("w/1 {x}".parse().map_err(Failure::new)?, rendez_core::Declared::new(9).with_cap(2));
     let request = OpenRequest { info: Arc::new(info), ..stage.open_request("a")? };
     let Opening::Opened { stamp, session, ttl, settings } = stage.try_open(&request).await? else {
         return Err(Failure::new("a session was expected"));
@@ -277,8 +277,7 @@ async fn a_node_that_cannot_be_is_refused(stage: Stage) -> Outcome {
         wrong.push(info);
     }
     let mut info = stage.info("a")?;
-    info.workloads
-        .insert("w".parse().map_err(Failure::new)?, rendez_core::Declared { units: UNITS_MAX + 1, cap: None });
+    info.workloads.insert("w".parse().map_err(Failure::new)?, rendez_core::Declared::new(UNITS_MAX + 1));
     wrong.push(info);
     let mut info = stage.info("a")?;
     info.settings.session_ttl_max = Duration::ZERO;

@@ -183,7 +183,7 @@ async fn a_deleted_workload_takes_its_free_slots_along(stage: Stage) -> Outcome 
 async fn a_declared_workload_keeps_its_slots(stage: Stage) -> Outcome {
     let at = slot_of("jobs", 0)?;
     let mut info = stage.info("a")?;
-    info.workloads.insert(at.workload.clone(), Declared { units: 1, cap: None });
+    info.workloads.insert(at.workload.clone(), Declared::new(1));
     let request = OpenRequest { info: Arc::new(info), ..stage.open_request("a")? };
     let a = opened(&stage.try_open(&request).await?)?;
     let b = stage.open("b").await?;

@@ -194,7 +194,7 @@ impl Pair {
                 let known = self.known(*known);
                 let mut info = NodeInfo::new(name, ClusterSettings::new(self.times.long));
                 if node % 2 == 0 {
-                    info.workloads.insert("declared".try_into().unwrap(), Declared { units: 4, cap: None });
+                    info.workloads.insert("declared".try_into().unwrap(), Declared::new(4));
                 }
                 let store = OpenRequest {
                     known: known.0,
