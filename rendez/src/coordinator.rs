@@ -11,6 +11,7 @@ use rendez_core::{
 };
 
 use crate::driver::{self, Plan};
+use crate::election::{Candidacy, Seat, Seats, WithElections};
 use crate::handle::Handle;
 use crate::metrics::{Metrics, NoMetrics};
 use crate::policy::OverrunPolicy;
@@ -35,6 +36,7 @@ impl Coordinator {
             capacity: None,
             workloads: BTreeMap::new(),
             dynamic: DynamicWorkloads::None,
+            elections: BTreeMap::new(),
             config: EngineConfig::for_ttl(Duration::from_secs(10)),
             settings: None,
             give_up_if_in_use: None,
@@ -63,6 +65,7 @@ pub struct CoordinatorBuilder {
     capacity: Option<u32>,
     workloads: BTreeMap<WorkloadName, Declared>,
     dynamic: DynamicWorkloads,
+    elections: BTreeMap<WorkloadName, Candidacy>,
     config: EngineConfig,
     settings: Option<ClusterSettings>,
     give_up_if_in_use: Option<bool>,
@@ -222,6 +225,26 @@ impl CoordinatorBuilder {
         self
     }
 
+    /// Adds a workload as declared here.
+    pub fn declared_workload(self, name: impl AsRef<str>, declared: Declared) -> Self {
+        self.declare(name, declared)
+    }
+
+    /// Takes part in an election as a candidate like all others: [`Handle::election`] has what comes of it. It needs no
+    /// runner, and no session of its own. Its name is that of a workload that must be declared nowhere else.
+    pub fn election(self, name: impl AsRef<str>) -> Self {
+        self.election_with(name, Candidacy::new())
+    }
+
+    /// The same, with a priority or as an observer.
+    pub fn election_with(mut self, name: impl AsRef<str>, candidacy: Candidacy) -> Self {
+        let election = WorkloadName::new(name);
+        if let Some(election) = self.name("election", election) {
+            self.elections.insert(election, candidacy);
+        }
+        self
+    }
+
     /// Which of the workloads that are kept in the store this node can run; none unless set.
     pub fn dynamic_workloads(mut self, dynamic: DynamicWorkloads) -> Self {
         self.dynamic = dynamic;
@@ -301,19 +324,28 @@ impl CoordinatorBuilder {
         let settings = self.settings.unwrap_or_else(|| ClusterSettings::new(self.config.timing.session_ttl));
         check_ttl(&self.config, &settings, &capabilities)?;
         check_numbers(self.weight, &self.workloads, self.connect_timeout)?;
-        let factory = match self.factory {
+        if let Some(name) = self.elections.keys().find(|name| self.workloads.contains_key(*name)) {
+            let what = format!("{name} is declared as a workload and as an election: give one of them another name");
+            return Err(StartError::Invalid { what });
+        }
+        let mut factory = match self.factory {
             Some(factory) => factory,
             None if self.workloads.is_empty() && self.dynamic == DynamicWorkloads::None => {
                 Arc::new(|_: crate::SlotContext| async {}) as Arc<dyn RunnerFactory>
             }
             None => return Err(StartError::Missing { what: "runner" }),
         };
+        let seats = self.elections.into_iter();
+        let seats: Seats = seats.map(|(name, how)| (name.clone(), Arc::new(Seat::new(name, how)))).collect();
+        if !seats.is_empty() {
+            factory = Arc::new(WithElections { seats: seats.clone(), others: factory });
+        }
         let mut info = NodeInfo::new(node, settings);
         info.weight = self.weight;
         info.zone = self.zone;
         info.labels = self.labels;
         info.capacity = self.capacity;
-        info.workloads = self.workloads;
+        info.workloads = with_elections(self.workloads, &seats);
         info.dynamic = self.dynamic;
         Ok(Plan {
             store,
@@ -326,6 +358,7 @@ impl CoordinatorBuilder {
             overrun: self.overrun,
             metrics: self.metrics,
             on_event: self.on_event,
+            seats,
         })
     }
 
@@ -338,6 +371,15 @@ impl CoordinatorBuilder {
             }
         }
     }
+}
+
+/// What a node declares, with the elections that it may win.
+pub(crate) fn with_elections(
+    mut workloads: BTreeMap<WorkloadName, Declared>,
+    seats: &Seats,
+) -> BTreeMap<WorkloadName, Declared> {
+    workloads.extend(seats.iter().filter_map(|(name, seat)| Some((name.clone(), seat.declared()?))));
+    workloads
 }
 
 fn check_ttl(config: &EngineConfig, settings: &ClusterSettings, capabilities: &Capabilities) -> Result<(), StartError> {

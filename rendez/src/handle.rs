@@ -13,6 +13,8 @@ use rendez_core::{
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::coordinator::with_elections;
+use crate::election::{Election, Seats};
 use crate::lease::SlotLease;
 
 /// The slots that run on this node, sorted; a picture of one moment.
@@ -137,6 +139,7 @@ pub(crate) enum Order {
 pub(crate) struct Published {
     pub(crate) cluster: ClusterName,
     pub(crate) node: NodeId,
+    pub(crate) seats: Seats,
     pub(crate) owned: ArcSwap<Owned>,
     pub(crate) owned_changes: watch::Sender<Arc<Owned>>,
     pub(crate) session: watch::Sender<Option<(SessionId, Generation)>>,
@@ -200,6 +203,13 @@ impl Handle {
         self.published.owned_changes.subscribe()
     }
 
+    /// An election that the node was started with; nothing if it was not. It does not keep the node running.
+    #[must_use]
+    pub fn election(&self, name: &str) -> Option<Election> {
+        let seat = self.published.seats.iter().find(|(known, _)| known.as_str() == name)?.1;
+        Some(Election::new(seat.clone(), self.published.clone(), self.orders.downgrade()))
+    }
+
     /// The session that the node holds now, and the store's generation; for whoever closes it on the node's behalf
     /// after the whole process and all that it started are gone. The latest only.
     #[must_use]
@@ -261,10 +271,11 @@ impl Handle {
         self.order(Command::SetCapacity(capacity)).await
     }
 
-    /// Replaces the workloads that this program declares. Cancelling: see [`set_weight`](Self::set_weight).
+    /// Replaces the workloads that this program declares; its elections stay. Cancelling: see
+    /// [`set_weight`](Self::set_weight).
     ///
     /// # Errors
-    /// [`CommandError::Invalid`] for more than [`UNITS_MAX`] units; [`CommandError::Stopped`].
+    /// [`CommandError::Invalid`] for more than [`UNITS_MAX`] units, or the name of an election; [`CommandError::Stopped`].
     pub async fn set_workloads(&self, workloads: BTreeMap<WorkloadName, Declared>) -> Result<(), CommandError> {
         if let Some((name, declared)) = workloads.iter().find(|(_, declared)| declared.units > UNITS_MAX) {
             let units = declared.units;
@@ -272,7 +283,12 @@ impl Handle {
                 what: format!("{units} units of {name} are too many: use {UNITS_MAX} or less"),
             });
         }
-        self.order(Command::SetWorkloads(workloads)).await
+        let seats = &self.published.seats;
+        if let Some(name) = workloads.keys().find(|name| seats.contains_key(*name)) {
+            let what = format!("{name} is an election of this node: give the workload another name");
+            return Err(CommandError::Invalid { what });
+        }
+        self.order(Command::SetWorkloads(with_elections(workloads, seats))).await
     }
 
     /// Replaces the workloads kept in the store that this node can run. Cancelling: see

@@ -59,7 +59,7 @@
 //!
 //! [`MemoryStore`] is always there.
 //!
-//! Where to look next: [`Coordinator::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
+//! Where to look next: [`Coordinator::builder`], [`Election::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
 //!
 //! This crate brings what the engine of [`rendez_core`] leaves out: tokio, the clock, the runners' tasks. It decides
 //! nothing itself.
@@ -69,6 +69,7 @@ mod config;
 mod context;
 mod coordinator;
 mod driver;
+mod election;
 mod handle;
 mod lease;
 mod memory;
@@ -95,6 +96,9 @@ pub use clock::boot_time;
 pub use config::{Config, ConfigError, ConfigProblem, ENVIRONMENT_PREFIX, Place, ResolvedConfig};
 pub use context::SlotContext;
 pub use coordinator::{Coordinator, CoordinatorBuilder, StartError};
+pub use election::{
+    Candidacy, ELECTION_TTL, Election, ElectionBuilder, ElectionError, ElectionState, Leader, StandaloneElection,
+};
 pub use handle::{CommandError, DriverError, EVENTS_KEPT, Events, Handle, Owned, Told};
 pub use lease::{LeaseLost, SlotLease};
 pub use memory::MemoryStore;

@@ -39,6 +39,7 @@ use self::watchdog::Watchdog;
 use crate::boot_time;
 use crate::context::{Saving, SlotContext};
 use crate::coordinator::{OnEvent, StartError};
+use crate::election::Seats;
 use crate::handle::{DriverError, EVENTS_KEPT, Handle, Order, Owned, Published};
 use crate::lease::SlotLease;
 use crate::metrics::{Metrics, SLOTS_RUNNING, WAKE_LATENESS_SECONDS};
@@ -78,6 +79,7 @@ pub(crate) struct Plan {
     pub(crate) overrun: OverrunPolicy,
     pub(crate) metrics: Arc<dyn Metrics>,
     pub(crate) on_event: Option<OnEvent>,
+    pub(crate) seats: Seats,
 }
 
 /// Starts a node and waits for its first session.
@@ -87,7 +89,7 @@ pub(crate) async fn start(plan: Plan) -> Result<Handle, StartError> {
     let (orders_sender, orders) = mpsc::channel(ORDERS_MAX);
     let (events, _) = broadcast::channel(EVENTS_KEPT);
     let (opened_sender, opened) = oneshot::channel();
-    let published = Arc::new(Published::new(plan.cluster.clone(), plan.info.node.clone()));
+    let published = Arc::new(Published::new(plan.cluster.clone(), plan.info.node.clone(), plan.seats.clone()));
     let shutdown_max = shutdown_max(&plan.config);
     let handle = Handle::new(published.clone(), orders_sender, events.downgrade(), shutdown_max);
     let driver = Driver::new(plan, incarnation, orders, events, opened_sender, published);
@@ -259,6 +261,9 @@ impl Driver {
                 return end;
             }
             self.publish_owned();
+            for seat in self.published.seats.values() {
+                seat.hear(self.engine.view());
+            }
             happened = self.wait().await;
         }
     }
@@ -553,6 +558,9 @@ struct LastWord(Arc<Published>);
 impl Drop for LastWord {
     fn drop(&mut self) {
         self.0.owned.store(Arc::default());
+        for seat in self.0.seats.values() {
+            seat.forget();
+        }
         self.0.owned_changes.send_if_modified(|owned| {
             let changed = !owned.is_empty();
             *owned = Arc::default();
@@ -567,10 +575,11 @@ impl Drop for LastWord {
 }
 
 impl Published {
-    fn new(cluster: ClusterName, node: NodeId) -> Self {
+    fn new(cluster: ClusterName, node: NodeId, seats: Seats) -> Self {
         Self {
             cluster,
             node,
+            seats,
             owned: arc_swap::ArcSwap::default(),
             owned_changes: tokio::sync::watch::Sender::default(),
             session: tokio::sync::watch::Sender::new(None),

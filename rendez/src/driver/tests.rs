@@ -34,11 +34,12 @@ async fn a_driver_that_panics_ends_its_runners_and_says_so() {
         overrun: OverrunPolicy::Report,
         metrics: Arc::new(crate::NoMetrics),
         on_event: None,
+        seats: crate::election::Seats::new(),
     };
     let (orders_sender, orders) = mpsc::channel(ORDERS_MAX);
     let (events, _) = broadcast::channel(EVENTS_KEPT);
     let (opened_sender, opened) = oneshot::channel();
-    let published = Arc::new(Published::new(plan.cluster.clone(), plan.info.node.clone()));
+    let published = Arc::new(Published::new(plan.cluster.clone(), plan.info.node.clone(), plan.seats.clone()));
     let handle = Handle::new(published.clone(), orders_sender, events.downgrade(), shutdown_max(&plan.config));
     let mut driver = Driver::new(plan, draw_incarnation().unwrap(), orders, events, opened_sender, published.clone());
     let poison = Arc::new(tokio::sync::Notify::new());

@@ -2,6 +2,7 @@
 //!
 //! Nothing here asserts how long anything takes: tests wait for what must come, for a generous time.
 
+mod elections;
 mod handle;
 mod life;
 mod runners;
