@@ -348,7 +348,8 @@ pub enum Cause {
     Rule,
     /// Its holder is over a cap.
     Cap,
-    /// An orphan that nobody else has room for needs its place.
+    /// An orphan that nobody else has room for needs its place; or, where the policy moves nothing by itself, a slot that is
+    /// pinned to its holder.
     MakesRoom,
 }
 

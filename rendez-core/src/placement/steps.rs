@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::draft::{Draft, Owners};
-use super::spec::Cause;
+use super::spec::{Cause, Policy};
 use super::world::{NONE, Place, World};
 
 /// A held slot that should be elsewhere.
@@ -70,6 +70,7 @@ impl Steps {
         let mut draft = Draft::new(world, &mut holders);
         draft.count_all(&world.order);
         self.name_caps(&draft);
+        self.name_room(world);
 
         place_now(&mut draft, self.orphans.iter().copied());
         // What must leave its holder counts there, too, until it has left.
@@ -120,6 +121,14 @@ impl Steps {
             }
             let excess = draft.total[node as usize].saturating_sub(world.nodes[node as usize].capacity);
             self.shed(&steps, excess);
+        }
+    }
+
+    /// Where the policy moves nothing by itself, what is left without a cause makes room: for an orphan, or for a pinned slot.
+    fn name_room(&mut self, world: &World) {
+        let stays = |place: Place| world.policy_of(&world.loads[place.load as usize]) == Policy::Sticky;
+        for step in self.moves.iter_mut().filter(|step| step.cause.is_voluntary() && stays(step.place)) {
+            step.cause = Cause::MakesRoom;
         }
     }
 
