@@ -9,6 +9,8 @@ use tracing_subscriber::EnvFilter;
 #[cfg(target_os = "linux")]
 use crate::agent::{self, AgentArgs};
 use crate::demo;
+#[cfg(target_os = "linux")]
+use crate::elect::{self, ElectArgs};
 use crate::exit::finish;
 use crate::explain::{self, ExplainArgs};
 #[cfg(target_os = "linux")]
@@ -32,6 +34,9 @@ enum Command {
     /// Take part in a cluster, and run one child process for each slot that this node owns
     #[cfg(target_os = "linux")]
     Agent(Box<AgentArgs>),
+    /// Run a command only while leading: in one place at a time, and gone before another may begin
+    #[cfg(target_os = "linux")]
+    Elect(Box<ElectArgs>),
     /// Say who is there, who runs what, and why where that is not as it should be
     Status(StatusArgs),
     /// Say which slots would move if something changed, without changing anything
@@ -64,8 +69,13 @@ pub(crate) fn main() -> ExitCode {
     match Cli::parse().command {
         #[cfg(target_os = "linux")]
         Command::Agent(args) => {
-            log_to_stderr();
+            log_to_stderr("info,rendez::driver=warn,rendez::driver::events=off");
             finish(agent::agent(*args))
+        }
+        #[cfg(target_os = "linux")]
+        Command::Elect(args) => {
+            log_to_stderr(elect::LOG_FILTER);
+            elect::elect(*args).unwrap_or_else(|failure| finish(Err(failure)))
         }
         Command::Status(args) => finish(status::status(&args)),
         Command::Predict(args) => finish(predict::predict(&args)),
@@ -83,10 +93,9 @@ pub(crate) fn main() -> ExitCode {
 
 /// What happens, for people; `RUST_LOG` chooses how much of it.
 #[cfg(target_os = "linux")]
-fn log_to_stderr() {
-    // The agent tells the driver's events itself, in sentences.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,rendez::driver=warn,rendez::driver::events=off"));
+fn log_to_stderr(unless_chosen: &str) {
+    // The driver's events are told by the node itself, in sentences.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(unless_chosen));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -59,7 +59,12 @@ impl clap::builder::TypedValueParser for SecretParser {
 impl ClusterArgs {
     /// What file, environment and these arguments say.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
-        let mut config = Config::new();
+        self.config_over("")
+    }
+
+    /// The same, with what a text in TOML says where they say nothing.
+    pub(crate) fn config_over(&self, defaults: &str) -> Result<Config, Failure> {
+        let mut config = Config::from_toml(defaults).map_err(refused)?;
         if let Some(path) = &self.config {
             config = config.merge_file(path).map_err(refused)?;
         }

@@ -11,11 +11,15 @@ mod cli;
 mod cluster_args;
 mod demo;
 mod duration;
+#[cfg(target_os = "linux")]
+mod elect;
 mod exit;
 mod explain;
 #[cfg(target_os = "linux")]
 mod guardian;
 mod look;
+#[cfg(target_os = "linux")]
+mod node;
 mod predict;
 mod print;
 mod sim;

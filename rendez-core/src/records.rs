@@ -139,6 +139,12 @@ impl Declared {
     }
 }
 
+impl From<u32> for Declared {
+    fn from(units: u32) -> Self {
+        Self::new(units)
+    }
+}
+
 /// Which of the workloads that are kept in the store a node can run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

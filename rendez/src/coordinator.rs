@@ -207,27 +207,20 @@ impl CoordinatorBuilder {
         self
     }
 
-    /// Adds a workload with this many units, of which this node can run all.
-    pub fn workload(self, name: impl AsRef<str>, units: u32) -> Self {
-        self.declare(name, Declared::new(units))
-    }
-
-    /// Adds a workload of which this node runs at most `cap` units at once.
-    pub fn workload_with_cap(self, name: impl AsRef<str>, units: u32, cap: u32) -> Self {
-        self.declare(name, Declared::new(units).with_cap(cap))
-    }
-
-    fn declare(mut self, name: impl AsRef<str>, declared: Declared) -> Self {
+    /// Adds a workload: its number of units, all of which this node can run, or a [`Declared`] with more to say.
+    ///
+    /// ```
+    /// use rendez::{Coordinator, Declared};
+    ///
+    /// let node = Coordinator::builder().workload("inbox", 16).workload("feed", Declared::new(8).with_cap(2));
+    /// ```
+    pub fn workload(mut self, name: impl AsRef<str>, declared: impl Into<Declared>) -> Self {
+        let declared = declared.into();
         let workload = WorkloadName::new(name);
         if let Some(workload) = self.name("workload", workload) {
             self.workloads.insert(workload, declared);
         }
         self
-    }
-
-    /// Adds a workload as declared here.
-    pub fn declared_workload(self, name: impl AsRef<str>, declared: Declared) -> Self {
-        self.declare(name, declared)
     }
 
     /// Takes part in an election as a candidate like all others: [`Handle::election`] has what comes of it. It needs no

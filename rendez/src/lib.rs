@@ -97,7 +97,8 @@ pub use config::{Config, ConfigError, ConfigProblem, ENVIRONMENT_PREFIX, Place, 
 pub use context::SlotContext;
 pub use coordinator::{Coordinator, CoordinatorBuilder, StartError};
 pub use election::{
-    Candidacy, ELECTION_TTL, Election, ElectionBuilder, ElectionError, ElectionState, Leader, StandaloneElection,
+    Candidacy, ELECTION_CLUSTER, ELECTION_TTL, Election, ElectionBuilder, ElectionError, ElectionState, Leader,
+    StandaloneElection,
 };
 pub use handle::{CommandError, DriverError, EVENTS_KEPT, Events, Handle, Owned, Told};
 pub use lease::{LeaseLost, SlotLease};

@@ -50,6 +50,8 @@ pub(crate) struct GuardianSetup {
 pub(crate) struct ChildSpec {
     /// What its lines of output are marked with.
     pub(crate) name: String,
+    /// They are not marked, but passed on as they are.
+    pub(crate) plain: bool,
     /// The program and its arguments.
     pub(crate) command: Vec<String>,
     /// Added to the environment that the agent passes on.
@@ -142,9 +144,9 @@ impl Guardian {
             children.waiting.insert(child, tell_end);
             child
         };
-        let ChildSpec { name, command, environment, deadline } = spec;
+        let ChildSpec { name, plain, command, environment, deadline } = spec;
         let deadline_ns = deadline.as_nanos();
-        self.order(Order::Start(Start { child, name, command, environment, deadline_ns }));
+        self.order(Order::Start(Start { child, name, plain, command, environment, deadline_ns }));
         Ok((child, end))
     }
 

@@ -261,7 +261,7 @@ fn terminate(which: impl Fn(&tree::Seen) -> bool) {
 
 /// Starts the command from this thread, which is the main one: its death is what the command dies of.
 fn spawn(run: &KeeperRun, output: &mut Output) -> io::Result<Pid> {
-    let Start { name, command, environment, .. } = &run.start;
+    let Start { name, plain, command, environment, .. } = &run.start;
     let mut helper = Command::new("/proc/self/exe");
     helper.arg0("rendez").args(["exec-child", "--parent", &getpid().as_raw_nonzero().to_string()]);
     if let Some(open_files) = run.open_files {
@@ -270,8 +270,11 @@ fn spawn(run: &KeeperRun, output: &mut Output) -> io::Result<Pid> {
     helper.arg("--").args(command);
     helper.envs(environment.iter().map(|(key, value)| (key, value)));
     helper.env("RENDEZ_DEADLINE_FILE", &run.deadline_file);
-    // The threads first: a child whose output nobody could take must not exist.
     helper.stdin(Stdio::null()).process_group(0);
+    if *plain {
+        return Ok(Pid::from_child(&helper.spawn()?));
+    }
+    // The threads first: a child whose output nobody could take must not exist.
     helper.stdout(output.relay(&io::stdout(), name)?).stderr(output.relay(&io::stderr(), name)?);
     Ok(Pid::from_child(&helper.spawn()?))
 }

@@ -64,6 +64,9 @@ pub(crate) struct Start {
     pub(crate) child: ChildId,
     /// What its lines of output are marked with.
     pub(crate) name: String,
+    /// They are not marked, but passed on as they are.
+    #[serde(default)]
+    pub(crate) plain: bool,
     /// The program and its arguments.
     pub(crate) command: Vec<String>,
     /// Added to the guardian's own environment.

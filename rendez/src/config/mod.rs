@@ -233,19 +233,10 @@ impl Config {
 
     // --- what code sets, beside the setters of single keys ---
 
-    /// Adds a workload with this many units, of which this node can run all.
+    /// Adds a workload: its number of units, all of which this node can run, or a [`Declared`] with more to say.
     #[must_use]
-    pub fn workload(self, name: impl AsRef<str>, units: u32) -> Self {
-        self.declare(name.as_ref(), Declared::new(units))
-    }
-
-    /// Adds a workload of which this node runs at most `cap` units at once.
-    #[must_use]
-    pub fn workload_with_cap(self, name: impl AsRef<str>, units: u32, cap: u32) -> Self {
-        self.declare(name.as_ref(), Declared::new(units).with_cap(cap))
-    }
-
-    fn declare(mut self, name: &str, declared: Declared) -> Self {
+    pub fn workload(mut self, name: impl AsRef<str>, declared: impl Into<Declared>) -> Self {
+        let (name, declared) = (name.as_ref(), declared.into());
         let shown = format!("{} units", declared.units);
         self.check(&format!("workloads.{}", printable(name)), &shown, read::check_declared(&declared));
         match WorkloadName::new(name) {
@@ -377,7 +368,7 @@ impl ResolvedConfig {
         }
         for (workload, declared) in &info.workloads {
             builder = match declared.cap {
-                Some(cap) => builder.workload_with_cap(workload.as_str(), declared.units, cap),
+                Some(cap) => builder.workload(workload.as_str(), Declared::new(declared.units).with_cap(cap)),
                 None => builder.workload(workload.as_str(), declared.units),
             };
         }

@@ -287,10 +287,10 @@ fn a_variable_that_is_not_utf8_is_refused() {
 fn code_may_correct_itself_but_not_declare_twice() {
     assert!(named().weight(0).weight(1).validate().is_ok());
     for config in [
-        named().workload("w", 1).workload_with_cap("w", 2, 1),
+        named().workload("w", 1).workload("w", Declared::new(2).with_cap(1)),
         named().workload("w", 0),
         named().workload("w", rendez_core::UNITS_MAX + 1),
-        named().workload_with_cap("w", 1, 0),
+        named().workload("w", Declared::new(1).with_cap(0)),
         named().session_ttl(Duration::MAX),
         named().stop_budget(Duration::MAX),
         named().store("nothing"),
@@ -340,7 +340,12 @@ fn the_default_node_id_is_the_same_for_one_configuration_and_another_for_each_pr
 
 #[test]
 fn a_configuration_makes_a_builder() {
-    let config = named().zone("z").capacity(Some(3)).label("a", "b").workload("w", 1).workload_with_cap("v", 2, 1);
+    let config = named()
+        .zone("z")
+        .capacity(Some(3))
+        .label("a", "b")
+        .workload("w", 1)
+        .workload("v", Declared::new(2).with_cap(1));
     let builder = config.builder().unwrap();
     assert!(format!("{builder:?}").contains("\"w\""));
     assert!(Config::new().builder().is_err());

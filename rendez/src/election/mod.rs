@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::handle::{Order, Published};
 use crate::lease::SlotLease;
 pub(crate) use seat::{Seat, Seats, WithElections};
-pub use standalone::{ELECTION_TTL, ElectionBuilder, StandaloneElection};
+pub use standalone::{ELECTION_CLUSTER, ELECTION_TTL, ElectionBuilder, StandaloneElection};
 
 /// How a node stands in an election.
 ///

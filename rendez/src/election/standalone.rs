@@ -15,6 +15,9 @@ use crate::handle::{DriverError, Handle};
 /// after a crash. The same as in Kubernetes' own components.
 pub const ELECTION_TTL: Duration = Duration::from_secs(15);
 
+/// The cluster of an election alone unless set.
+pub const ELECTION_CLUSTER: &str = "elections";
+
 impl Election {
     /// Begins an election alone, with a node and a session of its own. For several elections in one process, or elections
     /// beside other slots, see [`CoordinatorBuilder::election`].
@@ -25,7 +28,7 @@ impl Election {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let election =
-    ///     Election::builder("scheduler").store(MemoryStore::new()).cluster("billing").node_id("instance-1").start().await?;
+    ///     Election::builder("scheduler").store(MemoryStore::new()).node_id("instance-1").start().await?;
     /// election.wait_for_leadership().await?;
     /// while election.is_leader() {
     ///     // What only the leader does.
@@ -39,12 +42,12 @@ impl Election {
         ElectionBuilder {
             name: name.as_ref().to_owned(),
             candidacy: Candidacy::new(),
-            node: Coordinator::builder().engine_config(EngineConfig::for_ttl(ELECTION_TTL)),
+            node: Coordinator::builder().cluster(ELECTION_CLUSTER).engine_config(EngineConfig::for_ttl(ELECTION_TTL)),
         }
     }
 }
 
-/// What an election alone is made from. Needed are a store, a cluster and a node id.
+/// What an election alone is made from. Needed are a store and a node id.
 #[must_use = "nothing happens before `start`"]
 #[derive(Debug)]
 pub struct ElectionBuilder {
@@ -69,7 +72,8 @@ impl ElectionBuilder {
         self.node(|node| node.shared_store(store))
     }
 
-    /// The cluster that the election belongs to: elections of the same name in other clusters are others.
+    /// The cluster that the election belongs to; [`ELECTION_CLUSTER`] unless set. Elections of the same name in other clusters
+    /// are others.
     pub fn cluster(self, cluster: impl AsRef<str>) -> Self {
         self.node(|node| node.cluster(cluster))
     }

@@ -8,6 +8,15 @@ use rendez::{BoxError, Crashed, Runner, RunnerFactory, SlotContext};
 use super::command::{Template, Values};
 use crate::guardian::{ChildEnd, ChildId, ChildSpec, Guardian};
 
+/// Where the output of a child goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Line by line under the slot's name, together with that of others.
+    Marked,
+    /// As it is.
+    Plain,
+}
+
 /// Makes the runners of all slots.
 pub(crate) struct Children {
     guardian: Guardian,
@@ -23,18 +32,35 @@ impl Children {
 #[async_trait]
 impl RunnerFactory for Children {
     async fn make(&self, _ctx: &SlotContext) -> Result<Box<dyn Runner>, BoxError> {
-        Ok(Box::new(Child { guardian: self.guardian.clone(), command: self.command.clone() }))
+        let (guardian, command) = (self.guardian.clone(), self.command.clone());
+        Ok(Box::new(Child(ChildRun { guardian, command, output: Output::Marked })))
     }
 }
 
-struct Child {
-    guardian: Guardian,
-    command: Template,
-}
+struct Child(ChildRun);
 
 #[async_trait]
 impl Runner for Child {
     async fn run(&mut self, ctx: SlotContext) -> Result<(), BoxError> {
+        let (end, told) = self.0.run(&ctx).await?;
+        result(end, told)
+    }
+
+    fn ends_itself(&self) -> bool {
+        true
+    }
+}
+
+/// One run of a command under a guardian.
+pub(crate) struct ChildRun {
+    pub(crate) guardian: Guardian,
+    pub(crate) command: Template,
+    pub(crate) output: Output,
+}
+
+impl ChildRun {
+    /// Runs the command until nothing of it is left, and says how it ended and whether it was told to.
+    pub(crate) async fn run(&self, ctx: &SlotContext) -> Result<(ChildEnd, bool), BoxError> {
         let mut deadlines = ctx.deadline_changes();
         let deadline = *deadlines.borrow_and_update();
         let values = Values {
@@ -45,6 +71,7 @@ impl Runner for Child {
         };
         let (child, mut end) = self.guardian.start_child(ChildSpec {
             name: ctx.slot().to_string(),
+            plain: self.output == Output::Plain,
             command: self.command.fill(&values),
             environment: values.environment(),
             deadline,
@@ -55,7 +82,7 @@ impl Runner for Child {
             tokio::select! {
                 biased;
                 end = &mut end => match end {
-                    Ok(end) => return result(end, told_to_stop || told_to_kill),
+                    Ok(end) => return Ok((end, told_to_stop || told_to_kill)),
                     // Something of it may still run, and nobody can tell: so it keeps its lease until that ends.
                     Err(_) => pending().await,
                 },
@@ -71,10 +98,6 @@ impl Runner for Child {
                 Ok(()) = deadlines.changed() => self.guardian.extend(child, *deadlines.borrow_and_update()),
             }
         }
-    }
-
-    fn ends_itself(&self) -> bool {
-        true
     }
 }
 

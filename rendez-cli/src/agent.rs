@@ -1,14 +1,35 @@
-//! The agent's command line, and what it comes to.
+//! `rendez agent`: one child process for each slot that this node owns.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use rendez::{DynamicWorkloads, ResolvedConfig, WorkloadName};
+use rendez::{DynamicWorkloads, RunnerFactory, SlotContext, WorkloadName};
 use rendez_core::UNITS_MAX;
+use tokio::sync::Notify;
 
-use super::command::Template;
 use crate::cluster_args::{ClusterArgs, resolve};
 use crate::exit::{Exit, Failure};
+use crate::guardian::Guardian;
+use crate::node::{self, Children, Plan, Template};
 use crate::store_url::StoreUrl;
+
+/// Runs the agent until it is told to end.
+pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
+    let (plan, command) = args.plan()?;
+    let runners = |guardian: &Guardian| -> Arc<dyn RunnerFactory> {
+        match &command {
+            Some(command) => Arc::new(Children::new(guardian.clone(), command.clone())),
+            None => Arc::new(hold),
+        }
+    };
+    node::run(&plan, &runners, &Notify::new()).map(|_| ())
+}
+
+/// What runs where there is no command.
+async fn hold(ctx: SlotContext) {
+    tracing::info!(slot = %ctx.slot(), token = %ctx.token(), "holding it: there is no command to run");
+    ctx.cancelled().await;
+}
 
 /// Arguments of `rendez agent`.
 #[derive(Debug, clap::Args)]
@@ -63,17 +84,9 @@ pub(crate) struct AgentArgs {
     command: Vec<String>,
 }
 
-/// What the agent shall do, checked.
-#[derive(Clone)]
-pub(crate) struct Plan {
-    pub(crate) config: ResolvedConfig,
-    pub(crate) store: StoreUrl,
-    pub(crate) command: Option<Template>,
-}
-
 impl AgentArgs {
     /// Checks everything that can be checked without a store.
-    pub(crate) fn plan(self) -> Result<Plan, Failure> {
+    fn plan(self) -> Result<(Plan, Option<Template>), Failure> {
         let mut config = self.cluster.config()?;
         for (name, units) in &self.workloads {
             config = config.workload(name, *units);
@@ -127,7 +140,7 @@ impl AgentArgs {
             command if command.is_empty() => None,
             command => Some(Template::new(command).map_err(|wrong| usage(&wrong))?),
         };
-        Ok(Plan { config, store, command })
+        Ok((Plan { config, store }, command))
     }
 }
 

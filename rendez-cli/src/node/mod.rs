@@ -1,25 +1,26 @@
-//! `rendez agent`: one child process for each slot that this node owns.
+//! A node whose slots run as child processes under a guardian: what `rendez agent` and `rendez elect` have in common.
 //!
 //! The driver decides which slots; [`child`] runs their commands under the guardian; here they are brought together,
-//! and signals and ends are turned into an orderly exit.
+//! and signals and ends are turned into an orderly end.
 
 mod child;
 mod command;
-mod options;
 mod tell;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rendez::{CoordinatorBuilder, Handle, OverrunPolicy, StartError, StoppedReason};
+use rendez::{Handle, OverrunPolicy, ResolvedConfig, RunnerFactory, StartError, StoppedReason};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-pub(crate) use options::AgentArgs;
+pub(crate) use child::{ChildRun, Children, Output};
+pub(crate) use command::Template;
 
 use crate::exit::{Exit, Failure};
 use crate::guardian::{Aftermath, Guardian, GuardianSetup, HeldSession};
-use options::Plan;
+use crate::store_url::StoreUrl;
 
 /// What the driver takes longer than its drain timeout to end, at most, after the guardian is gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -28,12 +29,21 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Runs the agent until it is told to end.
-pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
-    let plan = args.plan()?;
+/// What a node is made from, checked.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) config: ResolvedConfig,
+    pub(crate) store: StoreUrl,
+}
+
+/// Makes the runners of a life, whose children are this guardian's.
+type MakeRunners<'a> = &'a (dyn Fn(&Guardian) -> Arc<dyn RunnerFactory> + Sync);
+
+/// Runs a node until it is told to end by a signal, or by `enough`. Says whether it was a signal.
+pub(crate) fn run(plan: &Plan, runners: MakeRunners<'_>, enough: &Notify) -> Result<bool, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Failure, format!("cannot start: {error}")))?;
-    let result = runtime.block_on(run(plan));
+    let result = runtime.block_on(lives(plan, runners, enough));
     // Whatever still runs belongs to a node that has ended.
     runtime.shutdown_background();
     result
@@ -41,20 +51,20 @@ pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
 
 /// One life after the other: who loses the guardian, and is certain that nothing of its children is left, takes part
 /// anew with another one.
-async fn run(plan: Plan) -> Result<(), Failure> {
-    let mut stop = Stop::listen()?;
+async fn lives(plan: &Plan, runners: MakeRunners<'_>, enough: &Notify) -> Result<bool, Failure> {
+    let mut stop = Stop::listen(enough)?;
     let mut pause = PAUSE_MIN;
     loop {
         let begin = Instant::now();
-        match live(&plan, &mut stop).await? {
-            End::Asked => return Ok(()),
+        match live(plan, runners, &mut stop).await? {
+            End::Asked => return Ok(stop.signalled),
             End::GuardianKilled => {
                 tracing::error!("the guardian was killed, and its children with it: starting anew in {pause:?}");
             }
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = stop.asked() => return Ok(()),
+            () = stop.asked() => return Ok(stop.signalled),
         }
         pause = if begin.elapsed() > PAUSE_MAX { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
     }
@@ -68,7 +78,7 @@ enum End {
     GuardianKilled,
 }
 
-async fn live(plan: &Plan, stop: &mut Stop) -> Result<End, Failure> {
+async fn live(plan: &Plan, runners: MakeRunners<'_>, stop: &mut Stop<'_>) -> Result<End, Failure> {
     let engine = &plan.config.engine;
     let timing = engine.timing.clone();
     let guardian = Guardian::start(GuardianSetup {
@@ -82,7 +92,7 @@ async fn live(plan: &Plan, stop: &mut Stop) -> Result<End, Failure> {
     .map_err(|error| Failure::new(Exit::Failure, format!("cannot start the guardian: {error}")))?;
 
     let handle = tokio::select! {
-        started = start(plan, &guardian) => started?,
+        started = start(plan, runners, &guardian) => started?,
         () = stop.asked() => {
             guardian.leave().await;
             return Ok(End::Asked);
@@ -99,7 +109,7 @@ async fn live(plan: &Plan, stop: &mut Stop) -> Result<End, Failure> {
 }
 
 /// Reaches the store and opens the session.
-async fn start(plan: &Plan, guardian: &Guardian) -> Result<Handle, Failure> {
+async fn start(plan: &Plan, runners: MakeRunners<'_>, guardian: &Guardian) -> Result<Handle, Failure> {
     let (begin, connect_timeout) = (Instant::now(), plan.config.connect_timeout);
     let store = plan.store.connect(connect_timeout, plan.config.engine.timing.operation_timeout).await?;
     let left = connect_timeout.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));
@@ -114,17 +124,7 @@ async fn start(plan: &Plan, guardian: &Guardian) -> Result<Handle, Failure> {
             tracing::error!("the child of {slot} outlives its lease: killing the guardian and all children");
             killer.kill_guardian();
         }));
-    with_runner(builder, plan, guardian).start().await.map_err(start_failure)
-}
-
-fn with_runner(builder: CoordinatorBuilder, plan: &Plan, guardian: &Guardian) -> CoordinatorBuilder {
-    match &plan.command {
-        Some(command) => builder.shared_runner(Arc::new(child::Children::new(guardian.clone(), command.clone()))),
-        None => builder.runner(|ctx: rendez::SlotContext| async move {
-            tracing::info!(slot = %ctx.slot(), token = %ctx.token(), "holding it: there is no command to run");
-            ctx.cancelled().await;
-        }),
-    }
+    builder.shared_runner(runners(guardian)).start().await.map_err(start_failure)
 }
 
 fn start_failure(error: StartError) -> Failure {
@@ -153,7 +153,7 @@ async fn tell_session(handle: Handle, guardian: Guardian) {
 }
 
 /// Until the node has ended, by itself or because it was told to.
-async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop) -> Result<End, Failure> {
+async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop<'_>) -> Result<End, Failure> {
     tokio::select! {
         outcome = handle.stopped() => return ended(outcome, guardian).await.map(|()| End::Asked),
         aftermath = guardian.gone() => return without_guardian(handle, aftermath).await,
@@ -211,25 +211,30 @@ fn guardian_gone(aftermath: Aftermath) -> Result<End, Failure> {
     }
 }
 
-/// The signals that ask the agent to end.
-struct Stop {
+/// What asks the node to end: signals, or that it has done enough.
+struct Stop<'a> {
     terminate: Signal,
     interrupt: Signal,
+    enough: &'a Notify,
+    /// Whether a signal has asked.
+    signalled: bool,
 }
 
-impl Stop {
-    fn listen() -> Result<Self, Failure> {
+impl<'a> Stop<'a> {
+    fn listen(enough: &'a Notify) -> Result<Self, Failure> {
         let listen = |kind| {
             signal(kind).map_err(|error| Failure::new(Exit::Failure, format!("cannot listen for signals: {error}")))
         };
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, enough, signalled: false })
     }
 
-    /// The next such signal. Cancelling it loses none.
+    /// The next time that somebody asks. Cancelling it loses none.
     async fn asked(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => self.signalled = true,
+            _ = self.interrupt.recv() => self.signalled = true,
+            () = self.enough.notified() => {}
         }
     }
 }
