@@ -141,7 +141,7 @@ fn exit_code(name: &str, progress: &Progress, by_signal: bool) -> u8 {
     let (end, lost) = match progress {
         Progress::Standing | Progress::Leading if by_signal => return 0,
         Progress::TooLate => {
-            eprintln!("rendez: another leads {name:?}, or nobody can be heard of: gave up waiting");
+            eprintln!("rendez: this node was not elected in {name:?} in time: gave up waiting");
             return TRY_AGAIN;
         }
         Progress::Standing | Progress::Leading => return Exit::Failure as u8,

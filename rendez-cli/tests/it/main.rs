@@ -3,6 +3,7 @@
 mod agent;
 mod demo;
 mod each_store;
+mod elect;
 mod faults;
 mod guardian;
 mod ledger;
