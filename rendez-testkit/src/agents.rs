@@ -18,6 +18,8 @@ use crate::{clock, probe};
 pub const CLUSTER: &str = "stage";
 /// The workload that they run.
 pub const WORKLOAD: &str = "inbox";
+/// The election that candidates stand in.
+pub const ELECTION: &str = "boss";
 const RECORDS: &str = "records";
 
 /// Agents of one cluster, with a folder for what they write.
@@ -71,6 +73,17 @@ impl AgentStage {
         self.launch(store, node, options, &command, environment)
     }
 
+    /// Starts a candidate of the election, `rendez elect`, that runs `rendez-probe` while it leads.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn stand(&self, node: &str, options: &[&str], probe_options: &[&str]) -> io::Result<Agent> {
+        let (probe, records) = (probe::path()?, self.records_of(node));
+        let mut command = Command::new(&self.program);
+        command.arg("elect").args(self.of_node(&self.store, node)).args(options).arg(ELECTION).arg("--");
+        self.spawn(node, command.arg(probe).arg(records).args(probe_options))
+    }
+
     /// Starts an agent with another command and more environment.
     ///
     /// # Errors
@@ -93,21 +106,26 @@ impl AgentStage {
         command: &[&str],
         environment: &[(&str, &str)],
     ) -> io::Result<Agent> {
+        let mut agent = Command::new(&self.program);
+        agent.envs(environment.iter().copied()).arg("agent").args(self.of_node(store, node));
+        agent.args(["--workload", &format!("{WORKLOAD}={}", self.units)]).args(options).arg("--").args(command);
+        self.spawn(node, &mut agent)
+    }
+
+    fn of_node<'a>(&self, store: &'a str, node: &'a str) -> [&'a str; 6] {
+        ["--store", store, "--cluster", CLUSTER, "--node", node]
+    }
+
+    fn records_of(&self, node: &str) -> PathBuf {
+        self.folder.path().join(format!("{node}.{RECORDS}"))
+    }
+
+    fn spawn(&self, node: &str, command: &mut Command) -> io::Result<Agent> {
         // Appended to: the same node may be started again.
         let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
         let file = |kind: &str| self.folder.path().join(format!("{node}.{kind}"));
-        let (out, err, records) = (file("out"), file("err"), file(RECORDS));
-        let process = Command::new(&self.program)
-            .envs(environment.iter().copied())
-            .args(["agent", "--store", store, "--cluster", CLUSTER, "--node", node])
-            .args(["--workload", &format!("{WORKLOAD}={}", self.units)])
-            .args(options)
-            .arg("--")
-            .args(command)
-            .stdin(Stdio::null())
-            .stdout(append(&out)?)
-            .stderr(append(&err)?)
-            .spawn()?;
+        let (out, err, records) = (file("out"), file("err"), self.records_of(node));
+        let process = command.stdin(Stdio::null()).stdout(append(&out)?).stderr(append(&err)?).spawn()?;
         Ok(Agent { node: node.to_owned(), process, out, err, records: LiveRecords::new([records]) })
     }
 

@@ -10,6 +10,7 @@ use rendez_testkit::servers::StoreKind;
 mod baseline;
 mod calls;
 mod crash;
+mod election;
 mod frozen;
 mod link;
 mod moves;
@@ -27,6 +28,7 @@ fn list(store: StoreKind) -> Vec<Box<dyn Measurement>> {
         Box::new(moves::Handover(store)),
         Box::new(moves::Join(store)),
         Box::new(start::ColdStart(store)),
+        Box::new(election::Election(store)),
     ];
     if store != StoreKind::File {
         list.push(Box::new(frozen::StoreFrozen(store)));

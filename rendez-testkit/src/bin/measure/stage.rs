@@ -156,7 +156,7 @@ pub(crate) fn judged(samples: Samples, reports: &[Report]) -> Samples {
 }
 
 /// The program `rendez`, which stands beside this one.
-fn program() -> Result<PathBuf, Failure> {
+pub(crate) fn program() -> Result<PathBuf, Failure> {
     let path = std::env::current_exe()?.with_file_name("rendez");
     if path.is_file() {
         return Ok(path);
