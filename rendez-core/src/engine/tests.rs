@@ -91,8 +91,17 @@ impl Stage {
 
     /// Hands over the answers of this kind.
     fn hear(&mut self, which: impl Fn(&Reply) -> bool) {
+        self.hear_those(|answer| answer.is_ok_and(&which));
+    }
+
+    /// Hands over all answers but those of this kind, errors too.
+    fn hear_all_but(&mut self, which: impl Fn(&Reply) -> bool) {
+        self.hear_those(|answer| !answer.is_ok_and(&which));
+    }
+
+    fn hear_those(&mut self, which: impl Fn(Result<&Reply, &crate::StoreError>) -> bool) {
         let (heard, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.answers).into_iter().partition(|(_, answer)| answer.as_ref().is_ok_and(&which));
+            std::mem::take(&mut self.answers).into_iter().partition(|(_, answer)| which(answer.as_ref()));
         self.answers = kept;
         for (request, answer) in heard {
             self.engine.handle(self.now, Input::Reply(request, answer));
@@ -259,4 +268,40 @@ fn who_resigns_lets_go_when_its_runner_has_ended_and_leaves_the_slot_to_others_f
     assert!(waited + Duration::from_millis(10) >= TTL && waited < TTL * 2, "after {waited:?}");
     assert!(stage.runs[0].1 > first);
     assert_eq!(stage.told.iter().filter(stops).count(), 1, "{:?}", stage.told);
+}
+
+#[test]
+fn what_a_readoption_took_that_was_not_answered_is_given_back_when_its_runner_has_ended() {
+    let mut stage = Stage::new(1);
+    let slot: Slot = "w/0".parse().unwrap();
+    stage.until("the slot runs", |stage| stage.runs.len() == 1);
+    stage.until("all is answered", |stage| stage.answers.is_empty());
+    let (_, token) = stage.runs[0].clone();
+    stage.store.lose_everything();
+    // The answer to the re-adoption is held back, and a heartbeat shows that it was made.
+    let readopted = |stage: &Stage| {
+        let session = stage.engine.session().map(|(session, _)| session);
+        session.is_some_and(|mine| stage.engine.view().slot(&slot).is_some_and(|record| record.is_held_by(mine)))
+    };
+    for _ in 0..100_000 {
+        stage.act();
+        if stage.is_waiting_for(is_change) && readopted(&stage) {
+            break;
+        }
+        stage.hear_all_but(is_change);
+        stage.now += Duration::from_millis(1);
+        stage.engine.handle_timeout(stage.now);
+    }
+    assert!(stage.is_waiting_for(is_change) && readopted(&stage), "{:?}", stage.told);
+    assert_eq!(stage.runs.len(), 1, "it runs on: {:?}", stage.told);
+    stage.runs.clear();
+    let ended = Input::RunnerEnded { slot: slot.clone(), token, end: RunnerEnd::Returned, checkpoint: None };
+    stage.engine.handle(stage.now, ended);
+    let unanswered = std::mem::take(&mut stage.answers);
+    for (request, _) in unanswered {
+        let lost = Err(crate::StoreError::new(ErrorKind::Ambiguous, "no answer in time"));
+        stage.engine.handle(stage.now, Input::Reply(request, lost));
+    }
+    let again = |stage: &Stage| stage.runs.iter().any(|(_, later)| *later > token);
+    stage.until("it is given back, and taken anew after the quiet time", again);
 }
