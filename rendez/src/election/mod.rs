@@ -167,7 +167,8 @@ impl Election {
         self.seat.state().borrow().leader.clone()
     }
 
-    /// What is known of the election, each time it changes; the latest only.
+    /// What is known of the election, each time it changes; the latest only. It goes on as long as a clone of this election is
+    /// kept; when the node has stopped, nobody is known to lead.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<ElectionState> {
         self.seat.state().subscribe()
