@@ -121,6 +121,11 @@ pub use store_url::StoreUrl;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// The example of the page about elections, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/elections.md")]
+struct Elections;
+
 /// The example of the page about fenced writes, compiled.
 #[cfg(all(doctest, feature = "redis"))]
 #[doc = include_str!("../../docs/fencing.md")]

@@ -162,7 +162,7 @@ async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop<'_>) -> Res
     tokio::select! {
         outcome = handle.shutdown() => ended(outcome, guardian).await.map(|()| End::Asked),
         aftermath = guardian.gone() => without_guardian(handle, aftermath).await.map(|_| End::Asked),
-        () = stop.asked() => {
+        () = stop.signal() => {
             // Nothing is quicker and as certain: the guardian kills the children, then closes the session.
             tracing::warn!("ending at once: the guardian kills the children and lets go of the slots");
             Ok(End::Asked)
@@ -231,10 +231,19 @@ impl<'a> Stop<'a> {
 
     /// The next time that somebody asks. Cancelling it loses none.
     async fn asked(&mut self) {
+        let enough = self.enough;
         tokio::select! {
-            _ = self.terminate.recv() => self.signalled = true,
-            _ = self.interrupt.recv() => self.signalled = true,
-            () = self.enough.notified() => {}
+            () = self.signal() => {}
+            () = enough.notified() => {}
         }
+    }
+
+    /// The next signal. Cancelling it loses none.
+    async fn signal(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        self.signalled = true;
     }
 }

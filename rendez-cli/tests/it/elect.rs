@@ -140,11 +140,22 @@ fn one_runs_at_a_time_and_the_next_follows_whoever_goes() {
     wait_for("all three to stand", three);
     // Whoever leads on has heard of the others by a heartbeat: without one for a session TTL it would not lead any more.
     std::thread::sleep(Duration::from_millis(3500));
+    let explained = Command::new(env!("CARGO_BIN_EXE_rendez"))
+        .args(["explain", "--store", &stage.store(), "--cluster", "elections", "boss/0"])
+        .output()
+        .unwrap();
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    assert!(
+        explained.contains("policy sticky") && explained.contains("whoever holds the slot keeps it"),
+        "{explained}"
+    );
     signal(first.pid(), Signal::TERM);
-    assert_eq!(first.exit_code(), Some(0), "{}", stage.read("a.err"));
+    assert_eq!(first.exit_code(), Some(0));
+    assert!(!stage.read("a.err").contains("at once"), "it hands over, and kills nothing: {}", stage.read("a.err"));
     wait_for("the preferred one", || stage.read("log").contains("begin c").then_some(()));
     signal(high.pid(), Signal::INT);
     assert_eq!(high.exit_code(), Some(0));
+    assert!(!stage.read("c.err").contains("at once"), "{}", stage.read("c.err"));
     wait_for("the last", || stage.read("log").contains("begin b").then_some(()));
     assert_eq!(judge(&stage.read("log")), ["a", "c", "b"]);
     drop(low);

@@ -367,10 +367,7 @@ impl ResolvedConfig {
             builder = builder.label(key, value);
         }
         for (workload, declared) in &info.workloads {
-            builder = match declared.cap {
-                Some(cap) => builder.workload(workload.as_str(), Declared::new(declared.units).with_cap(cap)),
-                None => builder.workload(workload.as_str(), declared.units),
-            };
+            builder = builder.workload(workload.as_str(), *declared);
         }
         builder
     }

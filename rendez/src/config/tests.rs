@@ -223,7 +223,7 @@ fn values_that_can_each_be_but_not_together_are_refused() {
 
 #[test]
 fn tables_and_lists_are_read_from_files_and_variables_alike() {
-    let workloads = r#"{ inbox = 4, "a/b, c" = { units = 2, cap = 1 }, any = { units = 1, cap = "none" } }"#;
+    let workloads = r#"{ inbox = 4, "a/b, c" = { units = 2, cap = 1 }, any = { units = 1, cap = "none" }, boss = { units = 1, policy = "sticky", priority = 7 } }"#;
     let file =
         format!("workloads = {workloads}\ndynamic_workloads = ['x', 'y z']\npolicy = 'rendezvous'\nload_factor = 1.25");
     let variables = [
@@ -237,6 +237,9 @@ fn tables_and_lists_are_read_from_files_and_variables_alike() {
     let name = |name: &str| name.parse().unwrap();
     assert_eq!(by_file.info.workloads[&name("a/b, c")], Declared::new(2).with_cap(1));
     assert_eq!(by_file.info.workloads[&name("any")], Declared::new(1));
+    let boss = Declared::new(1).with_policy(Policy::Sticky).with_priority(7);
+    assert_eq!(by_file.info.workloads[&name("boss")], boss);
+    assert!(format!("{:?}", by_file.builder()).contains(&format!("{boss:?}")), "the node declares all of it");
     assert_eq!(by_file.info.dynamic, DynamicWorkloads::Only([name("x"), name("y z")].into()));
     assert_eq!(by_file.info.settings.policy, Policy::Rendezvous);
     assert_eq!(by_file.info.settings.load_factor, LoadFactor::from_permille(1250).unwrap());

@@ -11,7 +11,7 @@ use super::{Candidacy, Election};
 use crate::coordinator::{Coordinator, CoordinatorBuilder, StartError};
 use crate::handle::{DriverError, Handle};
 
-/// The session TTL of an election alone unless set: who leads is renewed each third of it, and replaced at most so long
+/// The session TTL of an election alone unless set: who leads is renewed each fifth of it, and replaced at most so long
 /// after a crash. The same as in Kubernetes' own components.
 pub const ELECTION_TTL: Duration = Duration::from_secs(15);
 
@@ -84,7 +84,7 @@ impl ElectionBuilder {
     }
 
     /// How long leadership outlives a leader that is not heard of any more; [`ELECTION_TTL`] unless set. All times follow
-    /// from it: renewals come each third of it.
+    /// from it: renewals come each fifth of it.
     pub fn session_ttl(self, ttl: Duration) -> Self {
         self.node(|node| node.engine_config(EngineConfig::for_ttl(ttl)))
     }
