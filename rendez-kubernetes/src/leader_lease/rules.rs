@@ -435,7 +435,13 @@ impl Rules {
         if same_lease && before.is_some_and(|seen| seen.version == found.version) {
             return;
         }
-        let same_spec = same_lease && before.is_some_and(|seen| seen.spec() == found.spec());
+        // What is ours stays ours while the five fields do. Of somebody else any change of the specification is a sign of life.
+        let unchanged = same_lease
+            && before.is_some_and(
+                |seen| {
+                    if self.own { seen.record == found.record } else { seen.spec() == found.spec() }
+                },
+            );
         let sent = self.unresolved.iter().find(|sent| sent.has_made(&found)).cloned();
         let (free, duration) = (found.record.holder.is_empty(), found.record.duration_seconds);
         self.seen = Some(found);
@@ -444,7 +450,7 @@ impl Rules {
             None => {
                 // What was written over another version than this can happen no more.
                 self.unresolved.clear();
-                if !same_spec {
+                if !unchanged {
                     self.is_anothers(now, free, same_lease, duration);
                 }
             }

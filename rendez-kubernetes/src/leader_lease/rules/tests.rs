@@ -447,12 +447,17 @@ fn the_own_identity_proves_nothing() {
 }
 
 #[test]
-fn an_annotation_by_others_costs_a_read_and_nothing_else() {
+fn what_others_write_beside_the_five_fields_costs_a_read_and_nothing_else() {
     let (mut rules, mut server) = leader();
     server.annotate(1);
     assert_eq!(run(&mut rules, &mut server, at(5.0), at(6.0)), [at(5.0)]);
-    assert_eq!(token(&rules, at(14.0)), 1);
-    assert!(server.lease.unwrap()["metadata"]["annotations"]["note"] == "1");
+    // Nor do fields of the specification that are not the election's.
+    server.write(json!({ "strategy": "OldestEmulationVersion", "preferredHolder": "x" }));
+    rules.heard(at(8.0), server.get().unwrap());
+    assert_eq!(run(&mut rules, &mut server, at(8.0), at(11.0)), [at(10.0)]);
+    assert_eq!(token(&rules, at(19.0)), 1);
+    let lease = server.lease.unwrap();
+    assert!(lease["metadata"]["annotations"]["note"] == "1" && lease["spec"]["preferredHolder"] == "x");
 }
 
 /// (who held the Lease that is deleted, when a new one is made)
