@@ -11,19 +11,19 @@ fn at(seconds: f64) -> Timestamp {
 
 /// What an API server does with one Lease.
 #[derive(Default)]
-struct Server {
-    lease: Option<Value>,
+pub(super) struct Server {
+    pub(super) lease: Option<Value>,
     version: u64,
     uids: u64,
     writes: usize,
 }
 
 impl Server {
-    fn get(&self) -> Option<Observed> {
+    pub(super) fn get(&self) -> Option<Observed> {
         self.lease.clone().map(|lease| Observed::new(serde_json::from_value(lease).unwrap()).unwrap())
     }
 
-    fn put(&mut self, object: &DynamicObject) -> Wrote {
+    pub(super) fn put(&mut self, object: &DynamicObject) -> Wrote {
         let mut sent = serde_json::to_value(object).unwrap();
         let named = |key: &str| self.lease.as_ref().map(|lease| lease["metadata"][key].clone()).unwrap_or_default();
         let [uid, version] = ["uid", "resourceVersion"].map(|key| sent["metadata"][key].clone());
@@ -68,7 +68,7 @@ impl Server {
         }));
     }
 
-    fn annotate(&mut self, note: u32) {
+    pub(super) fn annotate(&mut self, note: u32) {
         let mut object = self.get().unwrap().with(&self.get().unwrap().record);
         object.metadata.annotations = Some([("note".to_owned(), note.to_string())].into());
         assert!(matches!(self.put(&object), Wrote::Done(_)));
