@@ -60,7 +60,7 @@ async fn tell(election: LeaderLease) {
     let (mut leader, mut trouble) = (None, None);
     while states.changed().await.is_ok() {
         let state = states.borrow_and_update().clone();
-        let now = state.leader.map(|(leader, _)| leader);
+        let now = state.leader.map(|leader| leader.identity);
         if now != leader {
             println!("leader: {}", now.as_deref().unwrap_or("nobody"));
             leader = now;

@@ -29,6 +29,6 @@ mod watch;
 
 pub use k8s_openapi;
 pub use kube;
-pub use leader_lease::{LeaderLease, LeaderLeaseOptions, LeaderState, Leading};
+pub use leader_lease::{Leader, LeaderLease, LeaderLeaseOptions, LeaderState, Leading};
 pub use options::KubernetesOptions;
 pub use store::KubernetesStore;

@@ -513,7 +513,7 @@ impl Witness {
 
 /// A participant that can be killed: ours with its whole runtime.
 enum Participant {
-    Ours { lease: LeaderLease, options: LeaderLeaseOptions, runtime: Option<tokio::runtime::Runtime> },
+    Ours { lease: LeaderLease, options: Box<LeaderLeaseOptions>, runtime: Option<tokio::runtime::Runtime> },
     Go(Go),
 }
 
@@ -577,7 +577,7 @@ async fn join(server: &KubernetesServer, name: &str, who: &str, is_go: bool) -> 
         assert!(sender.send((lease, runtime)).is_ok());
     });
     let (lease, runtime) = made.await.unwrap();
-    Participant::Ours { lease, options, runtime: Some(runtime) }
+    Participant::Ours { lease, options: Box::new(options), runtime: Some(runtime) }
 }
 
 /// One election of five: its leader is killed again and again, and somebody like it joins. Answers how long after the dead one's

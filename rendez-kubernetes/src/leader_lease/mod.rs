@@ -30,13 +30,22 @@ const COMMANDS_MAX: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct LeaderState {
-    /// The leader's identity as it was last observed, and until when that is believed if nothing more is heard: a moment on this
-    /// machine's boot-time clock.
-    pub leader: Option<(String, Timestamp)>,
+    /// Who leads, as was last observed.
+    pub leader: Option<Leader>,
     /// This participant's own leadership.
     pub leading: Option<Leading>,
     /// Why the last request did not succeed; nothing after one that did.
     pub trouble: Option<String>,
+}
+
+/// Who leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Leader {
+    /// The identity that stands in the Lease.
+    pub identity: String,
+    /// Until when this is believed if nothing more is heard: a moment on this machine's boot-time clock.
+    pub until: Timestamp,
 }
 
 /// One participant's leadership, as far as it is confirmed.
@@ -110,6 +119,7 @@ impl LeaderLease {
     /// [`Fatal`](ErrorKind::Fatal) for options or an access that cannot work. No message holds a credential.
     pub async fn connect(access: &KubernetesOptions, options: LeaderLeaseOptions) -> Result<Self, StoreError> {
         options.check()?;
+        access.check()?;
         let (client, host) = connect::client(access).await?;
         Self::start_at(client, &host, options)
     }
@@ -159,9 +169,9 @@ impl LeaderLease {
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         let state = self.state.borrow();
-        let (leader, until) = state.leader.as_ref()?;
-        let believed = boot_now() < *until && (state.leading.is_none() || self.is_leader());
-        believed.then(|| leader.clone())
+        let leader = state.leader.as_ref()?;
+        let believed = boot_now() < leader.until && (state.leading.is_none() || self.is_leader());
+        believed.then(|| leader.identity.clone())
     }
 
     /// What the options say that this participant is called.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use kube::api::DynamicObject;
 use rendez_core::{FencingToken, Timestamp};
 
+use super::Leader;
 use super::lease::{Observed, Record, first, is_later};
 use super::options::LeaderLeaseOptions;
 
@@ -80,8 +81,7 @@ pub(crate) struct Tenure {
 /// What people are told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct View {
-    /// Who leads, and until when that is believed if nothing more is heard.
-    pub(crate) leader: Option<(String, Timestamp)>,
+    pub(crate) leader: Option<Leader>,
     pub(crate) tenure: Option<Tenure>,
     pub(crate) trouble: Option<String>,
 }
@@ -240,9 +240,10 @@ impl Rules {
         }
     }
 
-    /// When what [`view`](Self::view) says changes by itself.
-    pub(crate) fn changes_at(&self) -> Timestamp {
-        self.tenure.map_or(self.busy_until, |tenure| tenure.deadline)
+    /// When what [`view`](Self::view) says changes next by itself.
+    pub(crate) fn changes_at(&self, now: Timestamp) -> Timestamp {
+        let at = self.tenure.map_or(self.busy_until, |tenure| tenure.deadline);
+        if at > now { at } else { Timestamp::NEVER }
     }
 
     // --- what is written ---
@@ -401,9 +402,9 @@ impl Rules {
     pub(crate) fn view(&self, now: Timestamp) -> View {
         let tenure = self.tenure.filter(|tenure| now < tenure.deadline && self.wish == Wish::TakePart);
         let leader = match (tenure, &self.seen) {
-            (Some(tenure), _) => Some((self.options.identity.clone(), tenure.deadline)),
+            (Some(tenure), _) => Some(Leader { identity: self.options.identity.clone(), until: tenure.deadline }),
             (None, Some(seen)) if !self.own && !seen.record.holder.is_empty() && now < self.busy_until => {
-                Some((seen.record.holder.clone(), self.busy_until))
+                Some(Leader { identity: seen.record.holder.clone(), until: self.busy_until })
             }
             (None, _) => None,
         };

@@ -163,7 +163,7 @@ impl Driver {
             }
             self.answer(&mut waiting);
             self.publish(now);
-            let pause = wake.min(self.rules.changes_at()).since(now).clamp(WAKE_MIN, WAKE_MAX);
+            let pause = wake.min(self.rules.changes_at(now)).since(now).clamp(WAKE_MIN, WAKE_MAX);
             tokio::select! {
                 biased;
                 command = self.commands.recv(), if has_handles => match command {
@@ -253,7 +253,7 @@ impl Driver {
             (Some(leading), None) => tracing::info!(lease, token = %leading.token, "this participant leads no more"),
             (None, None) | (Some(_), Some(_)) => {}
         }
-        let holder = |state: &LeaderState| state.leader.as_ref().map(|(holder, _)| holder.clone());
+        let holder = |state: &LeaderState| state.leader.as_ref().map(|leader| leader.identity.clone());
         if holder(before) != holder(after) {
             tracing::debug!(lease, leader = holder(after), "the leader is another");
             if self.rules.is_impersonated() {

@@ -103,6 +103,7 @@ fn run(rules: &mut Rules, server: &mut Server, mut now: Timestamp, to: Timestamp
             Step::Wait(until) if until > to => return written,
             Step::Wait(until) => {
                 assert!(until > now, "it would wait for what is over");
+                assert!(rules.changes_at(now) > now, "it would wake without end");
                 now = until;
             }
             Step::Over => return written,
@@ -151,7 +152,7 @@ fn the_first_one_makes_the_lease_and_renews_it_in_time() {
     assert!(renewed.renewed > made.renewed, "a wall clock that stands still changes the Lease all the same");
     let view = rules.view(at(12.0));
     assert_eq!(view.tenure.unwrap().deadline, at(20.0));
-    assert_eq!(view.leader, Some(("us".to_owned(), at(20.0))));
+    assert_eq!(view.leader, Some(Leader { identity: "us".to_owned(), until: at(20.0) }));
 }
 
 /// Whatever goes wrong after the last success, leadership ends with the deadline that this success gave.
@@ -226,7 +227,7 @@ fn who_was_frozen_does_not_lead_when_it_wakes() {
     let writes = server.writes;
     run(&mut rules, &mut server, at(7200.0), at(7201.0));
     assert_eq!((leads(&rules, at(7201.0)), server.writes), (false, writes));
-    assert_eq!(rules.view(at(7201.0)).leader.unwrap().0, "go");
+    assert_eq!(rules.view(at(7201.0)).leader.unwrap().identity, "go");
 }
 
 #[test]
@@ -438,7 +439,7 @@ fn the_own_identity_proves_nothing() {
     server.held_by("us", 0);
     assert!(run(&mut rules, &mut server, at(0.0), at(15.0)).is_empty());
     assert!(rules.is_impersonated() && !leads(&rules, at(15.0)));
-    assert_eq!(rules.view(at(15.0)).leader.unwrap().0, "us");
+    assert_eq!(rules.view(at(15.0)).leader.unwrap().identity, "us");
     // A Go process of the same identity goes on with the Lease of a leader: that is the end of ours.
     let (mut rules, mut server) = leader();
     server.write(json!({ "renewTime": "2026-01-01T00:00:00.000000Z" }));
@@ -523,7 +524,7 @@ fn who_may_not_lead_writes_nothing_and_knows_who_does() {
     assert!(run(&mut rules, &mut server, at(0.0), at(60.0)).is_empty());
     server.held_by("go", 0);
     run(&mut rules, &mut server, at(60.0), at(63.0));
-    assert_eq!(rules.view(at(63.0)).leader.unwrap().0, "go");
+    assert_eq!(rules.view(at(63.0)).leader.unwrap().identity, "go");
     assert!(run(&mut rules, &mut server, at(63.0), at(120.0)).is_empty());
     assert_eq!(rules.view(at(120.0)).leader, None, "who is not heard of for so long is not the leader");
 }
