@@ -311,9 +311,11 @@ impl Rules {
         self.lapse(now);
         self.trouble = None;
         self.must_read = false;
-        match found {
-            Some(found) => self.observe(now, found),
-            None => self.absent(now),
+        match (found, &self.seen) {
+            // The watch was faster: it has told of a later version while this answer was on its way.
+            (Some(found), Some(seen)) if seen.is_later_than(&found.uid, &found.version) => {}
+            (Some(found), _) => self.observe(now, found),
+            (None, _) => self.absent(now),
         }
     }
 

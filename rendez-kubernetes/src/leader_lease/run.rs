@@ -236,14 +236,11 @@ impl Driver {
         let state = LeaderState { leader: view.leader, leading, trouble: view.trouble };
         // Before anybody hears of it.
         self.deadline.set(leading.map_or(Timestamp::ZERO, |leading| leading.deadline));
-        self.state.send_if_modified(|before| {
-            if *before == state {
-                return false;
-            }
-            self.log(before, &state);
-            *before = state;
-            true
-        });
+        let before = self.state.borrow().clone();
+        if before != state {
+            self.log(&before, &state);
+            self.state.send_replace(state);
+        }
     }
 
     fn log(&self, before: &LeaderState, after: &LeaderState) {

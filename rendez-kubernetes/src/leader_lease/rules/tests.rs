@@ -511,10 +511,20 @@ fn what_the_watch_tells_late_is_passed_over() {
     assert!(matches!(rules.next(at(6.0), 0), Step::Wait(_)));
     rules.heard_of_end(at(6.0), "another", "1000");
     assert!(leads(&rules, at(6.0)), "the end of an older Lease");
+    // A read that was answered before a renewal without an answer came through, and is heard of after it.
+    let object = write(&mut rules, at(10.0));
+    rules.wrote(at(10.1), Wrote::Unknown("?".into()));
+    assert_eq!(rules.next(at(10.1), 0), Step::Read);
+    let old = server.get();
+    server.put(&object);
+    rules.heard(at(10.2), server.get().unwrap());
+    rules.read(at(10.3), old);
+    assert_eq!(rules.view(at(10.3)).tenure.unwrap().deadline, at(20.0));
+    assert!(matches!(rules.next(at(10.3), 0), Step::Wait(_)));
     // A newer one of another tells the truth at once.
     server.held_by("go", 1);
-    rules.heard(at(6.5), server.get().unwrap());
-    assert!(!leads(&rules, at(6.5)));
+    rules.heard(at(11.0), server.get().unwrap());
+    assert!(!leads(&rules, at(11.0)));
 }
 
 #[test]
