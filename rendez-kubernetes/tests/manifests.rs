@@ -19,7 +19,7 @@ const DOCKERFILE: &str = include_str!("../../examples/kubernetes/Dockerfile");
 
 /// Longer than anything here should take, even on a busy machine.
 const BOUND: Duration = Duration::from_secs(60);
-const LEASE_SECONDS: u64 = 3;
+const LEASE_SECONDS: u64 = 6;
 
 fn documents(text: &str) -> Vec<Value> {
     text.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
@@ -114,15 +114,15 @@ async fn refused(election: &LeaderLease) {
     assert!(tokio::time::timeout(BOUND, told).await.unwrap().is_ok());
 }
 
-async fn leads(election: &LeaderLease) -> u64 {
-    tokio::time::timeout(BOUND, election.wait_for_leadership()).await.unwrap().unwrap().get()
+async fn leads(election: &LeaderLease) {
+    tokio::time::timeout(BOUND, election.wait_for_leadership()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn what_the_role_gives_is_enough() {
     let server = KubernetesServer::start().await.unwrap();
     let a = join(&server, "a", &rules()).await;
-    assert_eq!(leads(&a).await, 1);
+    leads(&a).await;
     let b = join(&server, "b", &rules()).await;
     let started = Instant::now();
     // Both watch, and nobody is refused anything.
@@ -131,8 +131,9 @@ async fn what_the_role_gives_is_enough() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     a.stop().await.unwrap();
-    assert_eq!(leads(&b).await, 2);
-    assert_eq!(b.states().borrow().trouble, None);
+    leads(&b).await;
+    let trouble = b.states().borrow().trouble.clone().unwrap_or_default();
+    assert!(!trouble.contains("forbidden"), "{trouble}");
 }
 
 #[tokio::test]

@@ -83,9 +83,9 @@ impl Told {
         leading.filter(|(_, sent)| clock::now() < *sent + lease_duration).map(|(token, _)| token)
     }
 
-    /// When its last write that succeeded was sent.
-    pub fn sent(&self) -> Option<Timestamp> {
-        self.leading.lock().unwrap().map(|(_, sent)| sent)
+    /// When its last write that succeeded was sent, if it leads under this token.
+    pub fn sent(&self, token: u64) -> Option<Timestamp> {
+        self.leading.lock().unwrap().filter(|(own, _)| *own == token).map(|(_, sent)| sent)
     }
 
     pub fn has_released(&self) -> bool {
