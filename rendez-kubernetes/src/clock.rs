@@ -1,9 +1,11 @@
 //! The store's time, which Kubernetes does not tell: the wall clock as it stood when the handle was made, going on with the clock
 //! that neither steps nor stops. Offers, refusals and cooldowns end by it; nothing about safety does.
+//!
+//! And the node's own clock, by which an election's deadlines are kept.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rendez_core::StoreTime;
+use rendez_core::{StoreTime, Timestamp};
 
 /// One handle's clock.
 #[derive(Debug)]
@@ -26,6 +28,11 @@ impl Clock {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// This moment on the node's own clock, which goes on while the system is suspended.
+pub(crate) fn boot_now() -> Timestamp {
+    Timestamp::ZERO + boot_time()
 }
 
 /// The time since the machine's start, suspended times included.

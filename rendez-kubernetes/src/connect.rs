@@ -21,7 +21,13 @@ pub(crate) struct Server {
 pub(crate) async fn connect(address: Address, mut options: KubernetesOptions) -> Result<Server, StoreError> {
     options.kubeconfig = address.kubeconfig.or(options.kubeconfig);
     options.context = address.context.or(options.context);
-    let mut config = config(&options).await?;
+    let (client, host) = client(&options).await?;
+    look_at(client, host, &address.namespace, options).await
+}
+
+/// Makes a client, and says what its server is called.
+pub(crate) async fn client(options: &KubernetesOptions) -> Result<(Client, String), StoreError> {
+    let mut config = config(options).await?;
     // Retrying is the caller's business, and its clock is running.
     config.default_retry = false;
     config.connect_timeout = Some(options.connect_timeout);
@@ -29,7 +35,7 @@ pub(crate) async fn connect(address: Address, mut options: KubernetesOptions) ->
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
     let client = Client::try_from(config)
         .map_err(|error| fatal(format!("the Kubernetes client cannot be made: {error}")).with_source(error))?;
-    look_at(client, host, &address.namespace, options).await
+    Ok((client, host))
 }
 
 /// Takes a client, and looks whether its server answers.

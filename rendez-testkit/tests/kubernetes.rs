@@ -197,6 +197,41 @@ async fn a_watch_tells_what_happens_and_expires_within_its_stream() {
 }
 
 #[tokio::test]
+async fn a_watch_without_a_version_begins_with_what_there_is_and_one_may_be_of_one_name() {
+    let server = KubernetesServer::start().await.unwrap();
+    let (_, a) = ask(&server, "POST", LEASES, &lease("a", "x")).await;
+    let (_, b) = ask(&server, "POST", LEASES, &lease("b", "x")).await;
+    let (_, mut all) = Events::from(&server, 0, "").await;
+    assert_eq!(all.next().await, Some(("ADDED".to_owned(), a)));
+    assert_eq!(all.next().await, Some(("ADDED".to_owned(), b.clone())));
+    let (_, mut events) = Events::from(&server, 0, "&fieldSelector=metadata.name%3Db").await;
+    assert_eq!(events.next().await, Some(("ADDED".to_owned(), b.clone())));
+    ask(&server, "DELETE", &format!("{LEASES}/a"), &Value::Null).await;
+    ask(&server, "DELETE", &format!("{LEASES}/b"), &Value::Null).await;
+    let (word, gone) = events.next().await.unwrap();
+    assert_eq!((word.as_str(), &gone["metadata"]["uid"]), ("DELETED", &b["metadata"]["uid"]));
+    let (status, _) = ask(&server, "GET", &format!("{LEASES}?fieldSelector=spec.x%3Db"), &Value::Null).await;
+    assert_eq!(status, 400);
+}
+
+/// `resourceNames` permit what names the object: no creation and no list of all.
+#[tokio::test]
+async fn a_rule_may_be_about_one_lease() {
+    let server = KubernetesServer::start().await.unwrap();
+    let verbs = [Verb::Get, Verb::List, Verb::Watch, Verb::Create, Verb::Update];
+    server.add_user_with("of-a", &[(&verbs, &["a"])]).unwrap();
+    let status = async |method, path: &str, body: &Value| ask_as(&server, "of-a", method, path, body).await.0;
+    assert_eq!(status("POST", LEASES, &lease("a", "x")).await, 403);
+    let (_, made) = ask(&server, "POST", LEASES, &lease("a", "x")).await;
+    assert_eq!(status("GET", &format!("{LEASES}/a"), &Value::Null).await, 200);
+    assert_eq!(status("PUT", &format!("{LEASES}/a"), &made).await, 200);
+    assert_eq!(status("GET", &format!("{LEASES}/b"), &Value::Null).await, 403);
+    assert_eq!(status("GET", LEASES, &Value::Null).await, 403);
+    assert_eq!(status("GET", &format!("{LEASES}?fieldSelector=metadata.name%3Da"), &Value::Null).await, 200);
+    assert_eq!(status("GET", &format!("{LEASES}?fieldSelector=metadata.name%3Db&watch=1"), &Value::Null).await, 403);
+}
+
+#[tokio::test]
 async fn users_may_do_what_their_role_says() {
     let server = KubernetesServer::start().await.unwrap();
     server.add_user("reader", &[Verb::Get, Verb::List]).unwrap();

@@ -84,6 +84,16 @@ impl Verb {
 struct Grant {
     namespace: String,
     verbs: Vec<Verb>,
+    /// The objects that it is about (a rule's `resourceNames`); none: all.
+    names: Vec<String>,
+}
+
+impl Grant {
+    /// Whether it lets somebody do this, with the object of this name; a creation and a list of all name none.
+    fn permits(&self, namespace: &str, verb: Verb, name: Option<&str>) -> bool {
+        let names = || name.filter(|_| verb != Verb::Create).is_some_and(|name| self.names.iter().any(|it| it == name));
+        self.namespace == namespace && self.verbs.contains(&verb) && (self.names.is_empty() || names())
+    }
 }
 
 /// What happens to requests instead of being carried out.
@@ -180,7 +190,11 @@ impl Shared {
 
     fn user(&self, token: &str) -> Option<Vec<Grant>> {
         if token == ADMIN {
-            let grant = |namespace: &str| Grant { namespace: namespace.to_owned(), verbs: Verb::ALL.to_vec() };
+            let grant = |namespace: &str| Grant {
+                namespace: namespace.to_owned(),
+                verbs: Verb::ALL.to_vec(),
+                names: Vec::new(),
+            };
             return Some(vec![grant(NAMESPACE), grant("other")]);
         }
         lock(&self.users).get(token).cloned()
@@ -299,8 +313,21 @@ impl KubernetesServer {
     /// # Errors
     /// [`ServerError::Io`] if no kubeconfig file can be written.
     pub fn add_user(&self, token: &str, verbs: &[Verb]) -> Result<String, ServerError> {
-        let grant = Grant { namespace: NAMESPACE.to_owned(), verbs: verbs.to_vec() };
-        lock(&self.shared.users).insert(token.to_owned(), vec![grant]);
+        self.add_user_with(token, &[(verbs, &[])])
+    }
+
+    /// The same with several rules, each of verbs and the names of the Leases that it is about (`resourceNames`; none:
+    /// all of them).
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] if no kubeconfig file can be written.
+    pub fn add_user_with(&self, token: &str, rules: &[(&[Verb], &[&str])]) -> Result<String, ServerError> {
+        let grant = |(verbs, names): &(&[Verb], &[&str])| Grant {
+            namespace: NAMESPACE.to_owned(),
+            verbs: verbs.to_vec(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        lock(&self.shared.users).insert(token.to_owned(), rules.iter().map(grant).collect());
         self.url_with_token(token)
     }
 

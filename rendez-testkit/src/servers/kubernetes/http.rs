@@ -51,7 +51,15 @@ impl Query {
         let wrong = || Refusal::bad_request("this server knows only selectors of the form a=b,c=d");
         let parts = text.split(',').filter(|part| !part.is_empty());
         let pair = |part: &str| part.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-        parts.map(|part| pair(part).ok_or_else(wrong)).collect()
+        let labels = parts.map(|part| pair(part).ok_or_else(wrong)).collect::<Result<_, _>>()?;
+        Ok(Selector { labels, name: self.name()?.map(str::to_owned) })
+    }
+
+    /// The one object that a list or a watch is about.
+    fn name(&self) -> Result<Option<&str>, Refusal> {
+        let wrong = || Refusal::bad_request("this server knows only the field selector metadata.name=a");
+        let read = |text| str::strip_prefix(text, "metadata.name=").ok_or_else(wrong);
+        self.get("fieldSelector").map(read).transpose()
     }
 }
 
@@ -131,7 +139,9 @@ async fn serve(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Respo
             return Err(Refusal::new(405, "MethodNotAllowed", message));
         }
     };
-    if !grants.iter().any(|grant| grant.namespace == target.namespace && grant.verbs.contains(&verb)) {
+    // A list or a watch of one object, by its name, is as good as one that names it.
+    let about = target.name.as_deref().or(query.name()?);
+    if !grants.iter().any(|grant| grant.permits(&target.namespace, verb, about)) {
         let message = format!(
             "leases.coordination.k8s.io is forbidden: User cannot {} resource \"leases\" in API group \
              \"coordination.k8s.io\" in the namespace {:?}",
@@ -229,6 +239,8 @@ fn list(shared: &Shared, namespace: &str, query: &Query) -> Result<Response<Body
 struct Watching {
     shared: Arc<Shared>,
     watched: Arc<Watched>,
+    /// What is there when it begins, if it does not begin at a version.
+    first: Option<String>,
     after: u64,
     bookmarks: bool,
     until: tokio::time::Instant,
@@ -236,14 +248,26 @@ struct Watching {
 }
 
 fn watch(shared: &Arc<Shared>, namespace: &str, query: &Query) -> Result<Response<Body>, Refusal> {
-    let Some(after) = query.number::<u64>("resourceVersion")?.filter(|version| *version > 0) else {
-        return Err(Refusal::bad_request("this server's watches begin at a resourceVersion"));
+    let selector = query.selector()?;
+    // Made known before anything is read, so that it misses nothing.
+    let watched = shared.watched(namespace, &selector);
+    let (after, first) = match query.number::<u64>("resourceVersion")?.filter(|version| *version > 0) {
+        Some(after) => {
+            shared.read(|all| all.can_watch(after))?;
+            (after, None)
+        }
+        None => {
+            let page = shared.read(|all| all.list(namespace, &Wanted { selector, ..Wanted::default() }))?;
+            let added = |item: &Arc<Stored>| format!("{{\"type\":\"ADDED\",\"object\":{}}}\n", item.json);
+            let first: String = page.items.iter().map(added).collect();
+            (page.version, Some(first).filter(|first| !first.is_empty()))
+        }
     };
-    shared.read(|all| all.can_watch(after))?;
     let seconds = query.number::<u64>("timeoutSeconds")?.unwrap_or(3600);
     let watching = Watching {
         shared: Arc::clone(shared),
-        watched: shared.watched(namespace, &query.selector()?),
+        watched,
+        first,
         after,
         bookmarks: query.get("allowWatchBookmarks") == Some("true"),
         until: tokio::time::Instant::now() + Duration::from_secs(seconds),
@@ -261,6 +285,10 @@ fn watch(shared: &Arc<Shared>, namespace: &str, query: &Query) -> Result<Respons
 
 impl Watching {
     async fn next(&mut self) -> Option<String> {
+        if let Some(first) = self.first.take() {
+            self.shared.go_on().await;
+            return Some(first);
+        }
         let mut bookmark = tokio::time::Instant::now() + self.shared.bookmark_interval();
         loop {
             if self.over {

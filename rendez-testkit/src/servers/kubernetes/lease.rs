@@ -108,12 +108,21 @@ fn spec(name: &str, sent: &Value) -> Result<Value, Refusal> {
     let mut spec = serde_json::Map::new();
     for key in ["acquireTime", "renewTime"] {
         if let Some(time) = sent[key].as_str() {
-            time.parse::<jiff::Timestamp>().map_err(|_| Refusal::bad_request(format!("{key} is no time")))?;
+            if time.parse::<jiff::Timestamp>().is_err() || !has_micros(time) {
+                let message = format!("{key}: parsing time {time:?} as \"2006-01-02T15:04:05.000000Z07:00\"");
+                return Err(Refusal::bad_request(message));
+            }
             spec.insert(key.to_owned(), json!(time));
         }
     }
-    if let Some(holder) = sent["holderIdentity"].as_str() {
-        spec.insert("holderIdentity".to_owned(), json!(holder));
+    for key in ["holderIdentity", "preferredHolder", "strategy"] {
+        if let Some(text) = sent[key].as_str() {
+            spec.insert(key.to_owned(), json!(text));
+        }
+    }
+    if spec.get("preferredHolder").is_some_and(|holder| holder != "") && !spec.contains_key("strategy") {
+        let why = "spec.preferredHolder: Forbidden: may only be specified if `strategy` is defined";
+        return Err(Refusal::invalid(name, why));
     }
     for (key, least) in [("leaseDurationSeconds", 1), ("leaseTransitions", 0)] {
         if sent[key].is_null() {
@@ -127,6 +136,12 @@ fn spec(name: &str, sent: &Value) -> Result<Value, Refusal> {
         spec.insert(key.to_owned(), json!(number));
     }
     Ok(Value::Object(spec))
+}
+
+/// Go's `MicroTime` is read with just six digits of a fraction.
+fn has_micros(time: &str) -> bool {
+    let fraction = time.split_once('.').map_or("", |(_, fraction)| fraction);
+    fraction.bytes().take_while(u8::is_ascii_digit).count() == 6
 }
 
 fn is_subdomain(name: &str) -> bool {
@@ -172,9 +187,17 @@ mod tests {
         for spec in [json!({ "leaseDurationSeconds": 0 }), json!({ "leaseTransitions": -1 })] {
             assert_eq!(send("a", spec, "").unwrap_err().code, 422);
         }
-        for spec in [json!({ "leaseTransitions": 1_i64 << 31 }), json!({ "renewTime": "soon" })] {
+        let times = ["soon", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000000000Z"];
+        for spec in times
+            .map(|time| json!({ "renewTime": time }))
+            .into_iter()
+            .chain([json!({ "leaseTransitions": 1_i64 << 31 })])
+        {
             assert_eq!(send("a", spec, "").unwrap_err().code, 400);
         }
+        send("a", json!({ "renewTime": "2026-01-01T00:00:00.000000Z" }), "").unwrap();
+        assert_eq!(send("a", json!({ "preferredHolder": "x" }), "").unwrap_err().code, 422);
+        send("a", json!({ "preferredHolder": "x", "strategy": "OldestEmulationVersion" }), "").unwrap();
         for label in ["a b", "-a", "é", &"a".repeat(64)] {
             assert_eq!(send("a", json!({}), label).unwrap_err().code, 422, "{label}");
         }

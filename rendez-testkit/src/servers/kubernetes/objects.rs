@@ -90,8 +90,14 @@ pub(super) struct Happened {
 /// Namespace and name.
 type Key = (String, String);
 
-/// Labels that an object must have.
-pub(super) type Selector = Vec<(String, String)>;
+/// Which objects are meant.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Selector {
+    /// Labels that they must have.
+    pub(super) labels: Vec<(String, String)>,
+    /// The name, if it is one object only.
+    pub(super) name: Option<String>,
+}
 
 /// All Leases of a server.
 #[derive(Debug)]
@@ -295,7 +301,7 @@ impl Objects {
             None => (wanted.exactly.unwrap_or(self.version), None),
         };
         let then = self.since(version)?;
-        let labels = wanted.selector.iter().map(|label| self.by_label.get(label));
+        let labels = wanted.selector.labels.iter().map(|label| self.by_label.get(label));
         let candidates: Box<dyn Iterator<Item = (&Key, &Arc<Stored>)>> =
             match labels.min_by_key(|keys| keys.map_or(0, BTreeSet::len)) {
                 None => Box::new(self.now.iter()),
@@ -305,7 +311,7 @@ impl Objects {
         let changed = then.iter().filter_map(|(key, stored)| Some((*key, (*stored)?)));
         let mut found: Vec<(&str, &Arc<Stored>)> = unchanged
             .chain(changed)
-            .filter(|((space, _), stored)| space == namespace && matches(&wanted.selector, stored))
+            .filter(|((space, name), stored)| space == namespace && matches(&wanted.selector, name, stored))
             .map(|((_, name), stored)| (name.as_str(), stored))
             .filter(|(name, _)| after.as_deref().is_none_or(|after| *name > after))
             .collect();
@@ -341,7 +347,8 @@ impl Objects {
                 continue;
             }
             let fits = |stored: &Option<Arc<Stored>>| {
-                stored.as_ref().filter(|stored| matches(selector, stored)).map(|stored| Arc::clone(&stored.json))
+                let stored = stored.as_ref().filter(|stored| matches(selector, &happened.key.1, stored));
+                stored.map(|stored| Arc::clone(&stored.json))
             };
             let (word, object) = match (fits(&happened.before), fits(&happened.after)) {
                 (None, Some(after)) => ("ADDED", after),
@@ -360,9 +367,13 @@ impl Objects {
 
     /// Whether something has happened since a version that a watch is to be told.
     pub(super) fn concerns(&self, since: u64, namespace: &str, selector: &Selector) -> bool {
-        let fits = |stored: &Option<Arc<Stored>>| stored.as_ref().is_some_and(|stored| matches(selector, stored));
+        let fits = |name: &str, stored: &Option<Arc<Stored>>| {
+            stored.as_ref().is_some_and(|stored| matches(selector, name, stored))
+        };
         let later = self.history.iter().rev().take_while(|happened| happened.version > since);
-        later.into_iter().any(|it| it.key.0 == namespace && (fits(&it.before) || fits(&it.after)))
+        later.into_iter().any(|Happened { key: (space, name), before, after, .. }| {
+            space == namespace && (fits(name, before) || fits(name, after))
+        })
     }
 
     /// Whether a watch can begin at a version.
@@ -371,8 +382,9 @@ impl Objects {
     }
 }
 
-fn matches(selector: &Selector, stored: &Stored) -> bool {
-    selector.iter().all(|(key, value)| stored.lease.labels.get(key) == Some(value))
+fn matches(selector: &Selector, name: &str, stored: &Stored) -> bool {
+    selector.name.as_deref().is_none_or(|wanted| wanted == name)
+        && selector.labels.iter().all(|(key, value)| stored.lease.labels.get(key) == Some(value))
 }
 
 fn fresh_uid() -> String {
@@ -450,7 +462,10 @@ mod tests {
         assert_eq!((page.items.len(), page.next, page.version), (1, None, then));
         assert!(page.items[0].json.contains("\"c\""));
         assert_eq!(all.list("n", &Wanted::default()).unwrap().items.len(), 3);
-        let of = |value: &str| Wanted { selector: vec![("of".into(), value.into())], ..Wanted::default() };
+        let of = |value: &str| Wanted {
+            selector: Selector { labels: vec![("of".into(), value.into())], name: None },
+            ..Wanted::default()
+        };
         assert_eq!(all.list("n", &of("x")).unwrap().items.len(), 3);
         assert_eq!(all.list("n", &of("y")).unwrap().items.len(), 0);
         all.compact();
@@ -467,15 +482,15 @@ mod tests {
         all.create("other", &lease("a", "x"), CLOCK).unwrap();
         all.replace("n", "a", &with(lease("a", "y"), None, Some(one.version)), CLOCK).unwrap();
         all.delete("n", "a", &json!({})).unwrap();
-        let (events, reached) = all.events("n", &Vec::new(), start, 100).unwrap();
+        let (events, reached) = all.events("n", &Selector::default(), start, 100).unwrap();
         let words: Vec<&str> = events.iter().filter_map(|event| event.split('"').nth(3)).collect();
         assert_eq!(words, ["ADDED", "MODIFIED", "DELETED"]);
         assert!(events[2].contains(&format!("\"resourceVersion\":\"{}\"", all.version)), "{}", events[2]);
         assert_eq!(reached, all.version);
-        let (first, reached) = all.events("n", &Vec::new(), start, 1).unwrap();
+        let (first, reached) = all.events("n", &Selector::default(), start, 1).unwrap();
         assert_eq!((first.len(), reached < all.version), (1, true));
         all.compact();
-        assert_eq!(all.events("n", &Vec::new(), start, 100).unwrap_err().code, 410);
+        assert_eq!(all.events("n", &Selector::default(), start, 100).unwrap_err().code, 410);
         assert!(all.can_watch(all.version + 1).is_err());
     }
 }
