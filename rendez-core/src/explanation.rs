@@ -312,7 +312,8 @@ impl Ranked {
             | Obstacle::Cap { .. }
             | Obstacle::HolderKeeps
             | Obstacle::NoGain
-            | Obstacle::Outranked) => other.to_string(),
+            | Obstacle::Outranked
+            | Obstacle::FurtherOnTheRing) => other.to_string(),
         })
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use rendez_core::placement::{LoadFactor, Policy};
+use rendez_core::placement::{LoadFactor, Policy, PolicyError};
 use rendez_core::{Declared, DynamicWorkloads, NameError, UNITS_MAX, WorkloadName};
 
 use super::raw::{Entry, Raw};
@@ -219,14 +220,15 @@ pub(super) fn check_at_least_1ms(time: &Duration) -> Result<(), Wrong> {
 // --- placement ---
 
 pub(super) fn policy(raw: &Raw) -> Read<Policy> {
-    match text(raw)?.as_str() {
-        "balanced" => Ok(Policy::Balanced),
-        "rendezvous" => Ok(Policy::Rendezvous),
-        other => {
-            let near = nearest(other, ["balanced", "rendezvous"]).unwrap_or("balanced");
-            Err(one("there is no such policy", format!("use \"balanced\" or \"rendezvous\" (did you mean {near:?}?)")))
-        }
-    }
+    let text = text(raw)?;
+    Policy::from_str(&text).map_err(|error| {
+        let near = nearest(&text, ["balanced", "rendezvous", "ring"]).unwrap_or("balanced");
+        let hint = match error {
+            PolicyError::VirtualNodes(_) => "write for example \"ring:64\"".to_owned(),
+            PolicyError::Unknown => format!("use \"balanced\", \"rendezvous\" or \"ring\" (did you mean {near:?}?)"),
+        };
+        one(error.to_string(), hint)
+    })
 }
 
 /// A factor, written as a decimal number with up to three places.
