@@ -4,6 +4,7 @@
 
 mod handle;
 mod life;
+mod ring;
 mod runners;
 mod start;
 mod store;
