@@ -18,8 +18,10 @@ mod guardian;
 mod look;
 mod predict;
 mod print;
+mod ring;
 mod sim;
 mod status;
+mod stop;
 mod store_url;
 mod suppose;
 

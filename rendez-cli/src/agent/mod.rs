@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rendez::{CoordinatorBuilder, Handle, OverrunPolicy, StartError, StoppedReason};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 pub(crate) use options::AgentArgs;
 
 use crate::exit::{Exit, Failure};
 use crate::guardian::{Aftermath, Guardian, GuardianSetup, HeldSession};
+use crate::stop::Stop;
 use options::Plan;
 
 /// What the driver takes longer than its drain timeout to end, at most, after the guardian is gone.
@@ -208,28 +208,5 @@ fn guardian_gone(aftermath: Aftermath) -> Result<End, Failure> {
             Exit::PromiseBroken,
             "the guardian was killed, and some of what it guarded could not be: it may outlive its lease",
         )),
-    }
-}
-
-/// The signals that ask the agent to end.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::new(Exit::Failure, format!("cannot listen for signals: {error}")))
-        };
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    /// The next such signal. Cancelling it loses none.
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }
