@@ -175,7 +175,7 @@ impl Picture {
     /// The circle, cut open before partition 0: each sign stands for some partitions, and for who has most of them.
     fn arc(&self, owners: &[Option<&NodeId>], width: usize, colours: bool) -> String {
         let cells = width.saturating_sub("held  ".len()).clamp(1, owners.len().max(1));
-        let mut arc = String::new();
+        let (mut arc, mut colour) = (String::new(), None);
         for cell in 0..cells {
             let (from, to) = (cell * owners.len() / cells, (cell + 1) * owners.len() / cells);
             let mut counts: BTreeMap<Option<&NodeId>, usize> = BTreeMap::new();
@@ -184,13 +184,16 @@ impl Picture {
             let most = counts.iter().max_by_key(|(owner, count)| (**count, std::cmp::Reverse(**owner)));
             let node = most.and_then(|(owner, _)| *owner);
             let at = node.and_then(|node| self.nodes.iter().position(|it| it.node == *node));
-            match at {
-                Some(at) if colours => {
-                    let _ = write!(arc, "\u{1b}[{}m{}\u{1b}[0m", COLOURS[at % COLOURS.len()], self.sign(at));
-                }
-                Some(at) => arc.push(self.sign(at)),
-                None => arc.push(NOBODY),
+            let wanted = at.filter(|_| colours).map(|at| COLOURS[at % COLOURS.len()]);
+            if wanted != colour {
+                // 39: the terminal's own.
+                let _ = write!(arc, "\u{1b}[{}m", wanted.unwrap_or(39));
+                colour = wanted;
             }
+            arc.push(at.map_or(NOBODY, |at| self.sign(at)));
+        }
+        if colour.is_some() {
+            arc += "\u{1b}[39m";
         }
         arc
     }
@@ -296,7 +299,7 @@ mod tests {
         assert!(text.contains("\nheld  aaaabbbb....aabb\n"), "{text}");
         assert!(!text.contains('\u{1b}') && !text.contains("plan"), "{text}");
         assert!(text.contains("4 partitions have no owner"), "{text}");
-        assert!(picture("ab").text(80, true).contains("\u{1b}[32ma\u{1b}[0m\u{1b}[33mb\u{1b}[0m"));
+        assert!(picture("ab").text(80, true).contains("\u{1b}[32ma\u{1b}[33mb\u{1b}[39m"));
         assert!(picture("ab").text(0, false).contains("\nheld  a\n"));
     }
 

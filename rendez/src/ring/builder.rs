@@ -19,7 +19,7 @@ const PARTITIONS_DEFAULT: u32 = 1024;
 const SESSION_TTL_DEFAULT: Duration = Duration::from_secs(30);
 
 /// The most partitions that a node offers in one heartbeat interval: they are small and many.
-const SHED_BUDGET: u32 = 64;
+const SHED_BUDGET: u32 = 256;
 
 type Configure = Box<dyn FnOnce(CoordinatorBuilder) -> CoordinatorBuilder + Send>;
 
