@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use rendez::{BoxError, Ring, SlotContext, StoreUrl};
 use rendez_testkit::clock;
+use rendez_testkit::proxy::Proxy;
 use rendez_testkit::records::{Record, RecordKind, RecordWriter};
-use rendez_testkit::servers::{AnyServer, StoreKind};
+use rendez_testkit::servers::{AnyServer, PostgresServer, StoreKind};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -80,10 +81,15 @@ struct Node {
 
 impl Node {
     fn start(stage: &Stage, node: &str) -> Self {
+        Self::start_at(stage, node, stage.url())
+    }
+
+    /// With a way of its own to the store.
+    fn start_at(stage: &Stage, node: &str, url: &str) -> Self {
         let said = stage.records(node).with_extension("err");
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["ring::a_node_of_a_ring", "--exact", "--nocapture"]).env(NODE, node);
-        command.env("NODE_STORE", stage.url()).env("NODE_RECORDS", stage.records(node));
+        command.env("NODE_STORE", url).env("NODE_RECORDS", stage.records(node));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&said).unwrap());
         Self { process: command.spawn().unwrap(), said }
     }
@@ -136,7 +142,7 @@ fn owners(shown: &Value) -> Vec<(String, u64)> {
 
 #[tokio::test]
 async fn five_nodes_at_once_on_an_empty_postgres_own_every_partition_once_and_never_twice() {
-    let server = AnyServer::start(StoreKind::Postgres).await.unwrap();
+    let server = PostgresServer::builder().start().await.unwrap();
     let stage = Stage::new(&server.url());
     // All at once, and nothing is there: no schema, no tables, no ring.
     let mut nodes: BTreeMap<&str, Node> = NODES.iter().map(|node| (*node, Node::start(&stage, node))).collect();
@@ -171,6 +177,35 @@ async fn five_nodes_at_once_on_an_empty_postgres_own_every_partition_once_and_ne
     let report = stage.report();
     report.assert_good();
     assert_eq!(report.summary.slots, PARTITIONS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_network_and_a_frozen_postgres_leave_no_partition_running_twice() {
+    let mut server = PostgresServer::builder().start().await.unwrap();
+    let stage = Stage::new(&server.url());
+    let addr = server.addr().unwrap();
+    let proxy = Proxy::start(addr).await.unwrap();
+    let behind = server.url().replace(&addr.to_string(), &proxy.addr().to_string());
+    assert_ne!(behind, server.url());
+    let nodes = [("n1", &*behind), ("n2", stage.url()), ("n3", stage.url())];
+    let nodes = nodes.map(|(node, url)| Node::start_at(&stage, node, url));
+    let before = owners(&wait_for_rest(&stage, &["n1", "n2", "n3"]));
+
+    // What the node has sent arrives when the network is back, long after its session's end.
+    proxy.freeze();
+    wait_for_rest(&stage, &["n2", "n3"]);
+    proxy.heal().await.unwrap();
+    let after = owners(&wait_for_rest(&stage, &["n1", "n2", "n3"]));
+    let nodes_of = |owners: &[(String, u64)]| owners.iter().map(|(node, _)| node.clone()).collect::<Vec<_>>();
+    assert_eq!(nodes_of(&after), nodes_of(&before), "every node has its places again");
+
+    server.stop().unwrap();
+    stage.wait("the end of every runner", |running| running.is_empty());
+    server.resume().unwrap();
+    let after = owners(&wait_for_rest(&stage, &["n1", "n2", "n3"]));
+    assert_eq!(nodes_of(&after), nodes_of(&before));
+    drop(nodes);
+    stage.report().assert_good();
 }
 
 #[tokio::test]
