@@ -66,6 +66,8 @@ impl Variant {
     pub const HASTY: u32 = 32;
     /// Voluntary moves are made at once, as by systems that have no stabilizers. Not drawn by seeds.
     pub const AT_ONCE: u32 = 64;
+    /// The placement policy is `ring`, with 8 virtual nodes. Not drawn by seeds.
+    pub const RING: u32 = 128;
 
     /// Whether this is so.
     #[must_use]

@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use rendez_core::placement::Policy;
+use rendez_core::placement::{Policy, VirtualNodes};
 use rendez_core::{
     Call, Capabilities, EngineConfig, FencingToken, Generation, Input, NodeId, OperationId, Reply, RequestId,
     RunnerEnd, SessionId, Slot, StoreError, WatchHint,
@@ -352,5 +352,8 @@ fn vary(config: &mut EngineConfig, variant: Variant) {
 }
 
 fn policy(variant: Variant) -> Policy {
+    if variant.is(Variant::RING) {
+        return Policy::Ring(VirtualNodes::default());
+    }
     if variant.is(Variant::RENDEZVOUS) { Policy::Rendezvous } else { Policy::default() }
 }
