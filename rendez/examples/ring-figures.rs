@@ -1,7 +1,8 @@
 //! What a ring of five nodes, 8 virtual nodes and 1024 partitions costs PostgreSQL, and how it behaves: prints figures.
 //!
-//! `cargo run -p rendez --features postgres --example ring-figures [SESSION_TTL_SECONDS]`: starts a PostgreSQL of its own,
-//! on this machine. Each node has a store, and so connections, of its own; all are tasks of this process. Every partition has
+//! `cargo run -p rendez --features postgres --example ring-figures [SESSION_TTL_SECONDS [CONNECTIONS]]`: starts a PostgreSQL
+//! of its own, on this machine. Each node has a store, and so connections, of its own, or all share one store of so many
+//! connections; all are tasks of this process. Every partition has
 //! a runner that writes down when it runs; that no partition ran twice is judged from that at the end.
 
 use std::collections::BTreeMap;
@@ -70,7 +71,12 @@ impl Records {
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let ttl = Duration::from_secs(std::env::args().nth(1).map_or(Ok(30), |word| word.parse())?);
+    let shared = std::env::args().nth(2).map(|word| word.parse::<usize>()).transpose()?;
     let server = PostgresServer::builder().start().await?;
+    let stores = match shared {
+        Some(connections) => Stores::Shared(connect(&server, connections).await?),
+        None => Stores::OneANode(server.url()),
+    };
     let records = Records::default();
     println!(
         "{NODES} nodes, 8 virtual nodes, {PARTITIONS} partitions, session TTL {ttl:?}; PostgreSQL on this machine\n"
@@ -78,7 +84,7 @@ async fn main() -> Result<(), BoxError> {
 
     let begin = Instant::now();
     let starts =
-        (1..=NODES).map(|number| tokio::spawn(start(server.url(), format!("n{number}"), ttl, records.clone())));
+        (1..=NODES).map(|number| tokio::spawn(start(stores.clone(), format!("n{number}"), ttl, records.clone())));
     let mut rings = Vec::new();
     for start in starts.collect::<Vec<_>>() {
         rings.push(start.await??);
@@ -106,7 +112,7 @@ async fn main() -> Result<(), BoxError> {
     println!("   connections, with this question's own: {connections}");
 
     let begin = Instant::now();
-    let sixth = start(server.url(), "n6".to_owned(), ttl, records.clone()).await?;
+    let sixth = start(stores.clone(), "n6".to_owned(), ttl, records.clone()).await?;
     rings.push(sixth);
     at_rest(&server, &rings).await?;
     let has = rings[NODES as usize].owned_partitions().len();
@@ -135,10 +141,27 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn start(url: String, node: String, ttl: Duration, records: Records) -> Result<Ring, BoxError> {
-    let store = PostgresStore::connect(&url, PostgresOptions::default()).await?;
+/// Where the nodes get their way to the database from.
+#[derive(Clone)]
+enum Stores {
+    /// From this address, each for itself.
+    OneANode(String),
+    Shared(Arc<PostgresStore>),
+}
+
+async fn connect(server: &PostgresServer, connections: usize) -> Result<Arc<PostgresStore>, BoxError> {
+    let mut options = PostgresOptions::default();
+    options.connections_max = connections;
+    Ok(Arc::new(PostgresStore::connect(&server.url(), options).await?))
+}
+
+async fn start(stores: Stores, node: String, ttl: Duration, records: Records) -> Result<Ring, BoxError> {
+    let store = match stores {
+        Stores::OneANode(url) => Arc::new(PostgresStore::connect(&url, PostgresOptions::default()).await?),
+        Stores::Shared(store) => store,
+    };
     let runner = move |ctx: SlotContext| records.clone().run(ctx);
-    let builder = Ring::builder().store(store).ring_id(RING).node_id(node).session_ttl(ttl);
+    let builder = Ring::builder().shared_store(store).ring_id(RING).node_id(node).session_ttl(ttl);
     Ok(builder.connect_timeout(Duration::from_secs(60)).runner(runner).start().await?)
 }
 

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rendez::postgres::{PostgresOptions, PostgresStore};
 use rendez::{BoxError, Ring, SlotContext, StoreUrl};
 use rendez_testkit::clock;
 use rendez_testkit::proxy::Proxy;
@@ -206,6 +208,38 @@ async fn a_frozen_network_and_a_frozen_postgres_leave_no_partition_running_twice
     assert_eq!(nodes_of(&after), nodes_of(&before));
     drop(nodes);
     stage.report().assert_good();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_nodes_of_one_process_do_with_one_connection_for_requests() {
+    let server = PostgresServer::builder().start().await.unwrap();
+    let mut options = PostgresOptions::default();
+    options.connections_max = 1;
+    options.operation_timeout = Duration::from_secs(2);
+    let store = Arc::new(PostgresStore::connect(&server.url(), options).await.unwrap());
+    let join = |node| {
+        let ring = Ring::builder().shared_store(store.clone()).ring_id(RING).node_id(node).session_ttl(TTL);
+        ring.connect_timeout(PATIENCE).start()
+    };
+    let mut rings = Vec::new();
+    for ring in NODES.map(|node| tokio::spawn(join(node))) {
+        rings.push(ring.await.unwrap().unwrap());
+    }
+    let owned = |rings: &[Ring]| rings.iter().map(|ring| ring.owned_partitions().len()).sum::<usize>();
+    let all = async {
+        while owned(&rings) < PARTITIONS {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("every partition has an owner");
+    let question =
+        "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
+    let connections: u32 = server.query(question).await.unwrap().trim().parse().unwrap();
+    // Each node listens on one of its own.
+    assert!(connections <= 1 + NODES.len() as u32, "{connections} connections");
+    for ring in &rings {
+        ring.leave().await.unwrap();
+    }
 }
 
 #[tokio::test]
