@@ -11,8 +11,9 @@ use rendez::core::{
     Record as StoreRecord, RecordKey, SnapshotPage, SnapshotRequest,
 };
 use rendez::{
-    Capabilities, ClusterName, CommandError, FencingToken, LeaseStore, MemoryStore, NodeId, OverrunPolicy, Ring,
-    RingBuilder, RingChange, RingError, RingSizes, SlotContext, StoreError, Watch, read_cluster, shard_of_key,
+    Capabilities, ClusterName, CommandError, FencingToken, LeaseStore, Measurement, MemoryStore, Metrics, NodeId,
+    OverrunPolicy, Ring, RingBuilder, RingChange, RingError, RingSizes, SlotContext, StoreError, Watch, read_cluster,
+    shard_of_key,
 };
 use rendez_testkit::checker::{Checker, Report};
 use rendez_testkit::clock;
@@ -216,6 +217,8 @@ async fn a_node_that_was_cut_off_loses_its_partitions_and_joins_again_by_itself(
 
     link.cut();
     eventually("the node to stop what it can no longer hold", || cut.owned_partitions().is_empty()).await;
+    let session = cut.handle().session_changes();
+    eventually("the node to say that it has no session", || session.borrow().is_none()).await;
     let meanwhile = settled(&store, &[&b, &c]).await;
     for (partition, owner) in &before {
         let (node, token) = &meanwhile[partition];
@@ -228,6 +231,7 @@ async fn a_node_that_was_cut_off_loses_its_partitions_and_joins_again_by_itself(
 
     link.heal();
     let after = settled(&store, &[&cut, &b, &c]).await;
+    assert!(session.borrow().is_some());
     let again: BTreeSet<u32> = cut.owned_partitions().iter().collect();
     assert_eq!(again, mine, "the same node has the same places on the circle");
     assert!(mine.iter().all(|partition| after[partition].1 > meanwhile[partition].1));
@@ -371,4 +375,28 @@ async fn a_ring_is_two_records_that_anybody_may_read() {
     assert_eq!((workload.units, workload.policy), (PARTITIONS, Some(Policy::Ring(VirtualNodes::new(16).unwrap()))));
     assert_eq!(view.settings().unwrap().session_ttl_max, TTL);
     ring.leave().await.unwrap();
+}
+
+#[derive(Default)]
+struct Numbers(Mutex<BTreeMap<String, f64>>);
+
+impl Metrics for Numbers {
+    fn record(&self, measured: Measurement<'_>) {
+        let name = format!("{}{:?}", measured.metric.name, measured.labels);
+        self.0.lock().unwrap().insert(name, measured.value);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ring_tells_its_renewals_its_partitions_and_its_events_as_numbers() {
+    let numbers = Arc::new(Numbers::default());
+    let hook = numbers.clone();
+    let ring = builder(MemoryStore::new()).configure(move |node| node.metrics(hook)).start().await.unwrap();
+    let value = |name: &str| numbers.0.lock().unwrap().get(name).copied();
+    eventually("all partitions", || value("rendez_slots_running[]") == Some(f64::from(PARTITIONS))).await;
+    ring.leave().await.unwrap();
+    for name in ["rendez_store_call_seconds[\"heartbeat\", \"ok\"]", "rendez_events_total[\"acquired\"]"] {
+        assert!(value(name).is_some(), "{name} of {:?}", numbers.0);
+    }
+    assert_eq!(value("rendez_slots_running[]"), Some(0.0));
 }
