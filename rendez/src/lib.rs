@@ -123,6 +123,11 @@ pub use store_url::StoreUrl;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// The example of the page about rings, compiled.
+#[cfg(all(doctest, feature = "postgres"))]
+#[doc = include_str!("../../docs/ring.md")]
+struct Rings;
+
 /// The example of the page about fenced writes, compiled.
 #[cfg(all(doctest, feature = "redis"))]
 #[doc = include_str!("../../docs/fencing.md")]
