@@ -6,8 +6,8 @@ mod placement_support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use placement_support::{Dice, workload};
-use rendez_core::NodeId;
-use rendez_core::placement::{LoadFactor, NodeSpec, Planner, Policy, Runs, VirtualNodes, WorkloadSpec};
+use rendez_core::placement::{LoadFactor, NodeSpec, Obstacle, Planner, Policy, Runs, VirtualNodes, WorkloadSpec};
+use rendez_core::{NodeId, Slot};
 
 const PARTITIONS: u32 = 1024;
 
@@ -95,6 +95,24 @@ fn who_joins_or_leaves_takes_or_gives_its_own_and_nobody_else_moves() {
             planner.remove_node(&new);
             assert_eq!(owners(&mut planner), before, "what was its own goes back to where it was");
         }
+    }
+}
+
+#[test]
+fn candidates_stand_in_the_order_in_which_they_come_clockwise() {
+    let nodes = names(&mut Dice::new(6), 6);
+    let mut planner = ring(8, &nodes);
+    for partition in [0, 17, 1023] {
+        let slot = Slot::new(workload(0), partition);
+        let order: Vec<NodeId> = planner.candidates(&slot).into_iter().map(|it| it.node).collect();
+        // Whoever goes, the next in this order is it.
+        let mut left = ring(8, &nodes);
+        for node in &order {
+            assert_eq!(left.desired(&slot).node(), Some(node), "{partition}: {order:?}");
+            left.remove_node(node);
+        }
+        let against: Vec<_> = planner.candidates(&slot).into_iter().skip(1).map(|it| it.against).collect();
+        assert_eq!(against, vec![Some(Obstacle::FurtherOnTheRing); 5]);
     }
 }
 

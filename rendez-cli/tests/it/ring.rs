@@ -142,6 +142,47 @@ fn owners(shown: &Value) -> Vec<(String, u64)> {
     all.map(|it| (it["node"].as_str().unwrap().to_owned(), it["token"].as_u64().unwrap())).collect()
 }
 
+/// On any store, each node with a way of its own to it.
+pub(crate) async fn nodes_that_start_at_once_share_a_ring_and_one_leaves(store: StoreKind) {
+    const FEW: usize = 48;
+    let server = AnyServer::start(store).await.unwrap();
+    let stage = Stage::new(&server.url());
+    let join = |node: &'static str| {
+        let (url, records) = (StoreUrl::parse(stage.url()).unwrap(), stage.records(node));
+        tokio::spawn(async move {
+            let ring = Ring::builder()
+                .shared_store(url.connect(Duration::from_millis(500), PATIENCE).await.unwrap())
+                .ring_id(RING)
+                .node_id(node)
+                .partitions(FEW as u32)
+                .virtual_nodes(16)
+                .session_ttl(TTL)
+                .connect_timeout(PATIENCE)
+                .runner(move |ctx| run(ctx, records.clone()));
+            ring.start().await.unwrap()
+        })
+    };
+    let mut rings = Vec::new();
+    for joining in ["n1", "n2", "n3"].map(join) {
+        rings.push(joining.await.unwrap());
+    }
+    let rest = |rings: &[Ring]| {
+        stage.wait("a ring at rest", |running| {
+            let shown = show(&stage);
+            let held = shares_of(running);
+            let owns = |ring: &Ring| held.get(ring.node().as_str()) == Some(&ring.owned_partitions().len());
+            running.len() == FEW && shown["orphans"] == 0 && shown["misplaced"] == 0 && rings.iter().all(owns)
+        });
+    };
+    rest(&rings);
+    rings.remove(0).leave().await.unwrap();
+    rest(&rings);
+    for ring in &rings {
+        ring.leave().await.unwrap();
+    }
+    stage.report().assert_good();
+}
+
 #[tokio::test]
 async fn five_nodes_at_once_on_an_empty_postgres_own_every_partition_once_and_never_twice() {
     let server = PostgresServer::builder().start().await.unwrap();
