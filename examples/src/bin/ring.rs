@@ -36,7 +36,10 @@ async fn work(ctx: SlotContext) -> Result<(), BoxError> {
 
 /// The node's numbers: by metric and labels the sum of the values, or the last one, and how many there were.
 #[derive(Default)]
-struct Numbers(Mutex<BTreeMap<(&'static str, String), (f64, u64)>>);
+struct Numbers(Mutex<BTreeMap<Series, (f64, u64)>>);
+
+/// A metric's name, and its labels as they are printed.
+type Series = (&'static str, String);
 
 impl Metrics for Numbers {
     fn record(&self, measured: Measurement<'_>) {
