@@ -16,6 +16,7 @@ use crate::explain::{self, ExplainArgs};
 #[cfg(target_os = "linux")]
 use crate::guardian;
 use crate::predict::{self, PredictArgs};
+use crate::ring::{self, RingCommand};
 use crate::sim::{self, SimArgs};
 use crate::status::{self, StatusArgs};
 
@@ -43,6 +44,9 @@ enum Command {
     Predict(Box<PredictArgs>),
     /// Say why one slot is where it is, and what keeps it from being elsewhere
     Explain(ExplainArgs),
+    /// Take part in a ring of virtual nodes, or watch one
+    #[command(subcommand)]
+    Ring(RingCommand),
     /// Show in a few seconds what this is about: nodes start, die, join and leave, and no slot ever runs twice
     Demo,
     /// Run the protocol in many worlds in virtual time, with all that can go wrong, and judge it by its promises
@@ -80,6 +84,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => finish(status::status(&args)),
         Command::Predict(args) => finish(predict::predict(&args)),
         Command::Explain(args) => finish(explain::explain(&args)),
+        Command::Ring(command) => finish(ring::ring(&command)),
         Command::Demo => finish(demo::demo()),
         Command::Sim(args) => finish(sim::sim(&args)),
         #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! Which cluster in which store: the arguments that all commands share, and the configuration that they come to.
+//! Which store, and which cluster in it: the arguments that all commands share, and the configuration that they come to.
 //!
 //! The command line counts before the environment (`RENDEZ_CONFIG_<KEY>`), that before the file.
 
@@ -12,15 +12,22 @@ use crate::exit::{Exit, Failure};
 /// Arguments that all commands on a cluster share.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ClusterArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// The cluster
+    #[arg(long)]
+    cluster: Option<String>,
+}
+
+/// Arguments that all commands on a store share.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StoreArgs {
     /// The store, for example redis://127.0.0.1:6379. A password in it is seen by all who may list processes
     #[arg(long, value_name = "URL", conflicts_with = "store_file", value_parser = SecretParser)]
     store: Option<Secret>,
     /// A file with the store's URL and nothing else
     #[arg(long, value_name = "PATH")]
     store_file: Option<PathBuf>,
-    /// The cluster
-    #[arg(long)]
-    cluster: Option<String>,
     /// A file in TOML with what the command line does not say; `RENDEZ_CONFIG_KEY` in the environment counts before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,6 +71,21 @@ impl ClusterArgs {
 
     /// The same, with what a text in TOML says where they say nothing.
     pub(crate) fn config_over(&self, defaults: &str) -> Result<Config, Failure> {
+        let config = self.store.config_over(defaults)?;
+        Ok(match &self.cluster {
+            Some(cluster) => config.cluster(cluster),
+            None => config,
+        })
+    }
+}
+
+impl StoreArgs {
+    /// What file, environment and these arguments say.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        self.config_over("")
+    }
+
+    fn config_over(&self, defaults: &str) -> Result<Config, Failure> {
         let mut config = Config::from_toml(defaults).map_err(refused)?;
         if let Some(path) = &self.config {
             config = config.merge_file(path).map_err(refused)?;
@@ -74,9 +96,6 @@ impl ClusterArgs {
         }
         if let Some(path) = &self.store_file {
             config = config.store_file(path);
-        }
-        if let Some(cluster) = &self.cluster {
-            config = config.cluster(cluster);
         }
         if let Some(timeout) = self.connect_timeout {
             config = config.connect_timeout(timeout);

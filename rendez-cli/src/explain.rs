@@ -89,7 +89,7 @@ fn text(report: &Report<'_>) -> String {
         let _ = writeln!(text, "let go      {}", ago(at));
     }
     let named = told.desired.as_ref().map_or("nobody", |node| node.as_str());
-    let _ = writeln!(text, "plan        {named} (policy {})", told.policy.as_str());
+    let _ = writeln!(text, "plan        {named} (policy {})", told.policy);
     if let Some(node) = &told.pinned_to {
         let _ = writeln!(text, "pinned to   {node}");
     }

@@ -22,8 +22,10 @@ mod look;
 mod node;
 mod predict;
 mod print;
+mod ring;
 mod sim;
 mod status;
+mod stop;
 mod store_url;
 mod suppose;
 

@@ -35,7 +35,7 @@ pub(crate) struct Changes {
     #[arg(long, value_name = "WORKLOAD=N", value_parser = units)]
     units: Vec<(WorkloadName, u32)>,
     /// The cluster and all of its nodes have this policy
-    #[arg(long, value_name = "balanced|rendezvous", value_parser = policy)]
+    #[arg(long, value_name = "balanced|rendezvous|ring[:N]", value_parser = policy)]
     policy: Option<Policy>,
     /// The cluster and all of its nodes have this load factor, in thousandths: 1000 or more
     #[arg(long, value_name = "PERMILLE", value_parser = load_factor)]
@@ -173,7 +173,7 @@ mod tests {
             (capacity("a=0").unwrap_err(), "or none"),
             (zone("a=").unwrap_err(), "empty"),
             (units("x=1000001").unwrap_err(), "1000000"),
-            (policy("best").unwrap_err(), "\"rendezvous\" or \"sticky\""),
+            (policy("best").unwrap_err(), "balanced, rendezvous, ring"),
             (load_factor("999").unwrap_err(), "1000 to 100000"),
         ] {
             assert!(error.contains(right), "{error}");

@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use rendez_core::placement::{LoadFactor, NodeSpec, Planner, Policy, Runs, WorkloadSpec};
+use rendez_core::placement::{LoadFactor, NodeSpec, Planner, Policy, Runs, VirtualNodes, WorkloadSpec};
 use rendez_core::{NodeId, Slot, WorkloadName};
 use xxhash_rust::xxh64::xxh64;
 
@@ -52,6 +52,7 @@ fn main() {
         runs: |_, _| Some(Runs::ALL),
     };
     let different = |i| 1000 + i;
+    let many = VirtualNodes::new(256).expect("it is permitted");
     for setting in [
         Setting { title: "rendezvous, equal weights", policy: Policy::Rendezvous, ..usual },
         Setting { title: "rendezvous, all weights different", policy: Policy::Rendezvous, weight: different, ..usual },
@@ -71,6 +72,13 @@ fn main() {
             ..usual
         },
         Setting { title: "balanced, 500 workloads", workloads: 500, ..usual },
+        Setting {
+            title: "ring, 8 virtual nodes",
+            policy: Policy::Ring(VirtualNodes::default()),
+            weight: |_| 1,
+            ..usual
+        },
+        Setting { title: "ring, 256 virtual nodes", policy: Policy::Ring(many), weight: |_| 1, ..usual },
     ]
     .into_iter()
     .filter(|setting| only.as_ref().is_none_or(|only| setting.title.contains(only.as_str())))

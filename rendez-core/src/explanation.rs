@@ -313,7 +313,8 @@ impl Ranked {
             | Obstacle::HolderKeeps
             | Obstacle::HolderStays
             | Obstacle::NoGain
-            | Obstacle::Outranked) => other.to_string(),
+            | Obstacle::Outranked
+            | Obstacle::FurtherOnTheRing) => other.to_string(),
         })
     }
 }

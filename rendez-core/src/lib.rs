@@ -11,6 +11,7 @@ pub mod explanation;
 mod fence;
 pub mod forecast;
 mod ids;
+mod key;
 mod mirror;
 mod model;
 mod name;
@@ -31,6 +32,7 @@ pub use engine::{
 };
 pub use fence::StaleToken;
 pub use ids::{FencingToken, Generation, IdError, Incarnation, OperationId, Revision, SessionId};
+pub use key::shard_of_key;
 pub use mirror::Mirror;
 pub use model::{DUE_MAX, Effects, StoreModel, TOKEN_FLOOR_STEP, TOKEN_MAX};
 pub use name::{ClusterName, NAME_BYTES_MAX, NameError, NodeId, WorkloadName, ZoneName};

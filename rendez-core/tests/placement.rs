@@ -9,7 +9,8 @@ use placement_reference as reference;
 use placement_support::{Dice, Plan, Trouble, World, node, plan_of, random_node, random_workload, workload};
 use proptest::prelude::*;
 use rendez_core::placement::{
-    Candidate, Cause, Desired, LoadFactor, NodeSpec, Obstacle, Planner, Policy, Reason, Runs, WorkloadSpec,
+    Candidate, Cause, Desired, LoadFactor, NodeSpec, Obstacle, Planner, Policy, Reason, Runs, VirtualNodes,
+    WorkloadSpec,
 };
 use rendez_core::{NodeId, Slot};
 
@@ -95,7 +96,9 @@ fn troubles() -> impl Strategy<Value = Trouble> {
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    prop::sample::select(&Policy::ALL[..])
+    let few = VirtualNodes::new(2).unwrap();
+    let ring = prop_oneof![Just(VirtualNodes::default()), Just(few)].prop_map(Policy::Ring);
+    prop_oneof![Just(Policy::Balanced), Just(Policy::Rendezvous), Just(Policy::Sticky), ring]
 }
 
 proptest! {
@@ -122,6 +125,17 @@ proptest! {
         }
         let moves: Vec<_> = world.nodes.keys().flat_map(|id| planner.leaving(id)).collect();
         prop_assert!(moves.iter().all(|it| !it.cause.is_voluntary()), "{moves:?}");
+    }
+
+    #[test]
+    fn ring_is_the_shortest_way_clockwise_first(seed: u64, trouble in troubles(), virtual_nodes in 1u32..20) {
+        let dice = &mut Dice::new(seed);
+        let ring = Policy::Ring(VirtualNodes::new(virtual_nodes).unwrap());
+        let world = World::random(dice, Trouble { mixed: false, ..trouble }, ring);
+        let plan = checked(&world, &mut world.planner(dice));
+        if let Some(expected) = reference::ring(&world, virtual_nodes) {
+            prop_assert_eq!(plan, expected);
+        }
     }
 
     #[test]
@@ -187,7 +201,12 @@ proptest! {
                     } else {
                         prop_assert!(!others.any(|it| full(&it.against)), "{slot}: {reason}: {candidates:?}");
                     }
-                    let open = |it: &Candidate| matches!(it.against, Some(Obstacle::NoGain | Obstacle::Outranked));
+                    let open = |it: &Candidate| {
+                        matches!(
+                            it.against,
+                            Some(Obstacle::NoGain | Obstacle::Outranked | Obstacle::FurtherOnTheRing)
+                        )
+                    };
                     prop_assert!(!candidates.iter().any(open), "{slot}: {candidates:?}");
                 }
             }

@@ -68,6 +68,8 @@ impl Variant {
     pub const AT_ONCE: u32 = 64;
     /// The placement policy is `sticky`, nodes differ in priority, and programs resign.
     pub const STICKY: u32 = 128;
+    /// The placement policy is `ring`, with 8 virtual nodes. Not drawn by seeds.
+    pub const RING: u32 = 256;
 
     /// Whether this is so.
     #[must_use]

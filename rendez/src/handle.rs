@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rendez_core::{
-    ClusterName, Command, Declared, DynamicWorkloads, Event, Generation, NodeId, SessionId, Slot, Status,
+    ClusterName, Command, Declared, DynamicWorkloads, Event, FencingToken, Generation, NodeId, SessionId, Slot, Status,
     StoppedReason, UNITS_MAX, WorkloadName,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -133,6 +133,8 @@ pub(crate) enum Order {
     Command { command: Command, taken: oneshot::Sender<()> },
     /// To tell the cluster's status.
     Status { told: oneshot::Sender<Status> },
+    /// To tell who holds a slot.
+    Holder { slot: Slot, told: oneshot::Sender<Option<(NodeId, FencingToken)>> },
 }
 
 /// What the driver lets others see.
@@ -235,6 +237,18 @@ impl Handle {
         let stopped = || CommandError::Stopped { node: self.node().clone() };
         let (told, telling) = oneshot::channel();
         self.orders.send(Order::Status { told }).await.map_err(|_| stopped())?;
+        telling.await.map_err(|_| stopped())
+    }
+
+    /// The live node that holds a slot, and the token of its lease, as this node sees it now: one look-up in what it knows,
+    /// where [`status`](Self::status) tells of all slots. Costs the store nothing. Cancelling it changes nothing.
+    ///
+    /// # Errors
+    /// [`CommandError::Stopped`].
+    pub async fn holder(&self, slot: &Slot) -> Result<Option<(NodeId, FencingToken)>, CommandError> {
+        let stopped = || CommandError::Stopped { node: self.node().clone() };
+        let (told, telling) = oneshot::channel();
+        self.orders.send(Order::Holder { slot: slot.clone(), told }).await.map_err(|_| stopped())?;
         telling.await.map_err(|_| stopped())
     }
 
@@ -355,6 +369,11 @@ impl Handle {
             Ok(Some(outcome)) => outcome.clone(),
             Ok(None) | Err(_) => Err(DriverError::RuntimeGone { node: self.node().clone() }),
         }
+    }
+
+    /// How the node has ended, once it has.
+    pub(crate) fn outcome_changes(&self) -> watch::Receiver<Outcome> {
+        self.published.outcome.subscribe()
     }
 
     async fn order(&self, command: Command) -> Result<(), CommandError> {

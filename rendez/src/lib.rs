@@ -59,7 +59,8 @@
 //!
 //! [`MemoryStore`] is always there.
 //!
-//! Where to look next: [`Coordinator::builder`], [`Election::builder`], [`SlotContext`], [`RunnerFactory`], [`Handle`], [`METRICS`].
+//! Where to look next: [`Coordinator::builder`], [`Election::builder`], [`Ring`], [`SlotContext`], [`RunnerFactory`], [`Handle`],
+//! [`METRICS`].
 //!
 //! This crate brings what the engine of [`rendez_core`] leaves out: tokio, the clock, the runners' tasks. It decides
 //! nothing itself.
@@ -75,6 +76,8 @@ mod lease;
 mod memory;
 mod metrics;
 mod policy;
+mod reading;
+mod ring;
 mod runner;
 mod store_url;
 
@@ -108,10 +111,15 @@ pub use metrics::{
     SLOTS_RUNNING, STORE_CALL_SECONDS, WAKE_LATENESS_SECONDS, WATCH_OPENINGS_TOTAL,
 };
 pub use policy::{EXIT_CODE_OVERRUN, OverrunHook, OverrunPolicy};
+pub use reading::read_cluster;
 pub use rendez_core::{
     Capabilities, CheckpointError, ClusterName, ClusterSettings, Declared, DynamicWorkloads, EngineConfig, ErrorKind,
     Event, FencingToken, Incarnation, LeaseStore, NodeId, RunnerEnd, SessionId, Slot, Status, StopReason,
-    StoppedReason, StoreError, Timestamp, Timing, TimingError, Watch, WatchHint, WorkloadName, ZoneName,
+    StoppedReason, StoreError, Timestamp, Timing, TimingError, Watch, WatchHint, WorkloadName, ZoneName, shard_of_key,
+};
+pub use ring::{
+    OwnedPartitions, PARTITIONS, PARTITIONS_MAX, RING_ID_BYTES_MAX, Ring, RingBuilder, RingChange, RingChanges,
+    RingError, RingId, RingIdError, RingSizes,
 };
 pub use runner::{BoxError, Crashed, Runner, RunnerFactory, RunnerOutput};
 pub use store_url::StoreUrl;
@@ -125,6 +133,11 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/elections.md")]
 struct Elections;
+
+/// The example of the page about rings, compiled.
+#[cfg(all(doctest, feature = "postgres"))]
+#[doc = include_str!("../../docs/ring.md")]
+struct Rings;
 
 /// The example of the page about fenced writes, compiled.
 #[cfg(all(doctest, feature = "redis"))]

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rendez::{Handle, OverrunPolicy, ResolvedConfig, RunnerFactory, StartError, StoppedReason};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -20,6 +19,7 @@ pub(crate) use command::Template;
 
 use crate::exit::{Exit, Failure};
 use crate::guardian::{Aftermath, Guardian, GuardianSetup, HeldSession};
+use crate::stop::Stop;
 use crate::store_url::StoreUrl;
 
 /// What the driver takes longer than its drain timeout to end, at most, after the guardian is gone.
@@ -52,7 +52,7 @@ pub(crate) fn run(plan: &Plan, runners: MakeRunners<'_>, enough: &Notify) -> Res
 /// One life after the other: who loses the guardian, and is certain that nothing of its children is left, takes part
 /// anew with another one.
 async fn lives(plan: &Plan, runners: MakeRunners<'_>, enough: &Notify) -> Result<bool, Failure> {
-    let mut stop = Stop::listen(enough)?;
+    let mut stop = Asked::listen(enough)?;
     let mut pause = PAUSE_MIN;
     loop {
         let begin = Instant::now();
@@ -78,7 +78,7 @@ enum End {
     GuardianKilled,
 }
 
-async fn live(plan: &Plan, runners: MakeRunners<'_>, stop: &mut Stop<'_>) -> Result<End, Failure> {
+async fn live(plan: &Plan, runners: MakeRunners<'_>, stop: &mut Asked<'_>) -> Result<End, Failure> {
     let engine = &plan.config.engine;
     let timing = engine.timing.clone();
     let guardian = Guardian::start(GuardianSetup {
@@ -153,7 +153,7 @@ async fn tell_session(handle: Handle, guardian: Guardian) {
 }
 
 /// Until the node has ended, by itself or because it was told to.
-async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Stop<'_>) -> Result<End, Failure> {
+async fn serve(handle: &Handle, guardian: &Guardian, stop: &mut Asked<'_>) -> Result<End, Failure> {
     tokio::select! {
         outcome = handle.stopped() => return ended(outcome, guardian).await.map(|()| End::Asked),
         aftermath = guardian.gone() => return without_guardian(handle, aftermath).await,
@@ -212,21 +212,16 @@ fn guardian_gone(aftermath: Aftermath) -> Result<End, Failure> {
 }
 
 /// What asks the node to end: signals, or that it has done enough.
-struct Stop<'a> {
-    terminate: Signal,
-    interrupt: Signal,
+struct Asked<'a> {
+    signals: Stop,
     enough: &'a Notify,
     /// Whether a signal has asked.
     signalled: bool,
 }
 
-impl<'a> Stop<'a> {
+impl<'a> Asked<'a> {
     fn listen(enough: &'a Notify) -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::new(Exit::Failure, format!("cannot listen for signals: {error}")))
-        };
-        let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt, enough, signalled: false })
+        Ok(Self { signals: Stop::listen()?, enough, signalled: false })
     }
 
     /// The next time that somebody asks. Cancelling it loses none.
@@ -240,10 +235,7 @@ impl<'a> Stop<'a> {
 
     /// The next signal. Cancelling it loses none.
     async fn signal(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+        self.signals.asked().await;
         self.signalled = true;
     }
 }

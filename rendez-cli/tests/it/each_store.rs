@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::faults::{of, sleep_until};
 use crate::library;
 use crate::processes::{descendants_of, freeze_all, runs, signal_if_there};
+use crate::ring;
 use crate::stage::{Stage, TTL};
 
 /// Tests that are the same on each of these stores.
@@ -46,6 +47,11 @@ macro_rules! on_each_store {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn what_children_write_that_wake_up_first_is_refused_by_a_sink_that_checks_tokens() {
                 super::what_children_write_that_wake_up_first_is_refused_by_a_sink_that_checks_tokens(STORE).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn nodes_that_start_at_once_share_a_ring_and_one_leaves() {
+                super::ring::nodes_that_start_at_once_share_a_ring_and_one_leaves(STORE).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

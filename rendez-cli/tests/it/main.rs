@@ -12,6 +12,7 @@ mod matrix;
 mod network;
 mod predict;
 mod processes;
+mod ring;
 mod runners;
 mod sim;
 mod stage;

@@ -69,7 +69,8 @@ fn changes_that_cannot_be_are_refused_with_what_would_be_right() {
         ("--joins=a:wieght=2", "weight=2"),
         ("--capacity=a=0", "none"),
         ("--units=inbox=many", "0 to 1000000"),
-        ("--policy=best", "\"rendezvous\" or \"sticky\""),
+        ("--policy=best", "balanced, rendezvous, ring"),
+        ("--policy=ring:0", "use 1 to 1024 virtual nodes"),
         ("--load-factor=1", "1000 to 100000"),
         ("--goes=", "empty"),
     ] {

@@ -7,13 +7,14 @@
 use std::collections::BTreeSet;
 
 use super::draft::{Draft, Owners};
+use super::ring::Circles;
 use super::shares::{Shares, pools};
 use super::spec::{
     Band, Bands, Counts, Desired, LoadFactor, Move, NodeSpec, NodeSummary, Policy, Reason, Unplaced, WorkloadSpec,
 };
 use super::steps::Steps;
 use super::world::{NONE, Place, World};
-use super::{balanced, rendezvous, sticky};
+use super::{balanced, rendezvous, ring, sticky};
 use crate::{NodeId, Slot, WorkloadName};
 
 /// Decides who should own what.
@@ -43,8 +44,9 @@ pub struct Planner {
     pub(super) world: World,
     pub(super) owners: Owners,
     stale: Stale,
-    /// Whether caps bound what rendezvous placed last.
+    /// Whether caps bound what rendezvous and ring placed last.
     capped: bool,
+    circles: Circles,
     steps: Steps,
     shares: Option<Shares>,
 }
@@ -61,6 +63,7 @@ impl Planner {
             owners: Owners::new(),
             stale: Stale { all: true, ..Stale::default() },
             capped: false,
+            circles: Circles::default(),
             steps: Steps::default(),
             shares: None,
         }
@@ -325,15 +328,18 @@ impl Planner {
         for (owners, load) in self.owners.iter_mut().zip(&world.loads) {
             owners.resize(load.units as usize, NONE);
         }
-        let (mut by_score, mut by_share, mut by_holder) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut by_score, mut by_ring, mut by_share, mut by_holder) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for load in &world.order {
             match world.policy_of(&world.loads[*load as usize]) {
                 Policy::Rendezvous => by_score.push(*load),
+                Policy::Ring(_) => by_ring.push(*load),
                 Policy::Balanced => by_share.push(*load),
                 Policy::Sticky => by_holder.push(*load),
             }
         }
-        let was_capped = std::mem::replace(&mut self.capped, by_score.iter().any(|load| world.is_capped(*load)));
+        let whoever_holds = [&*by_score, &*by_ring].concat();
+        let was_capped = std::mem::replace(&mut self.capped, whoever_holds.iter().any(|load| world.is_capped(*load)));
+        self.circles.refresh(world, &by_ring, stale.all || !stale.nodes.is_empty());
         if !self.capped {
             let all = stale.all || was_capped || stale.nodes.len() * 8 > world.nodes.len();
             let (anew, kept): (Vec<u32>, Vec<u32>) =
@@ -342,7 +348,11 @@ impl Planner {
             if !stale.nodes.is_empty() {
                 rendezvous::place_changed(world, &mut self.owners, &kept, &stale.nodes);
             }
-            rendezvous::place_some(world, &mut self.owners, &kept, stale.places);
+            rendezvous::place_some(world, &mut self.owners, &kept, stale.places.clone());
+            let all = stale.all || was_capped || !stale.nodes.is_empty();
+            let (anew, kept): (Vec<u32>, Vec<u32>) = by_ring.iter().partition(|load| all || stale.loads.contains(load));
+            ring::place_all(world, &self.circles, &mut self.owners, &anew);
+            ring::place_some(world, &self.circles, &mut self.owners, &kept, &stale.places);
         }
         if self.capped || !by_share.is_empty() || !by_holder.is_empty() {
             let mut draft = Draft::new(world, &mut self.owners);
@@ -350,8 +360,9 @@ impl Planner {
             sticky::place(&mut draft, &by_holder);
             if self.capped {
                 rendezvous::place_within_caps(&mut draft, &by_score);
+                ring::place_within_caps(&mut draft, &self.circles, &by_ring, &whoever_holds);
             } else {
-                draft.count_all(&by_score);
+                draft.count_all(&whoever_holds);
             }
             self.shares = Some(balanced::place(&mut draft, &by_share));
         }

@@ -8,10 +8,12 @@ use super::world::{NONE, Place};
 use crate::Slot;
 
 use super::planner::Planner;
+use super::ring;
 
 impl Planner {
-    /// Every live node as a candidate for a slot, in the order of their scores for it, the best first. Empty where
-    /// there is no such slot to place, because its workload is paused or does not have it.
+    /// Every live node as a candidate for a slot, in the order of their scores for it, the best first; of a ring, in
+    /// the order in which they come clockwise. Empty where there is no such slot to place, because its workload is paused
+    /// or does not have it.
     ///
     /// What speaks against a node is as the plan has it: a node is full if it is so once everything has gone as
     /// planned.
@@ -25,7 +27,16 @@ impl Planner {
         let chosen = self.owners[place.load as usize][place.unit as usize];
         let planned = self.planned(place.load);
         let mut nodes: Vec<u32> = self.world.live().collect();
-        nodes.sort_by_key(|node| std::cmp::Reverse(Bid::new(&self.world, place, *node)));
+        match self.world.policy_of(&self.world.loads[place.load as usize]) {
+            Policy::Balanced | Policy::Rendezvous => {
+                nodes.sort_by_key(|node| std::cmp::Reverse(Bid::new(&self.world, place, *node)));
+            }
+            Policy::Sticky => {
+                let priority = |node: u32| self.world.loads[place.load as usize].pairs[node as usize].priority;
+                nodes.sort_by_key(|node| std::cmp::Reverse((priority(*node), Bid::new(&self.world, place, *node))));
+            }
+            Policy::Ring(virtual_nodes) => ring::sort_clockwise(&self.world, virtual_nodes, place, &mut nodes),
+        }
         let named = nodes.into_iter().filter_map(|node| {
             let id = self.world.node_id(node)?.clone();
             let planned = planned[node as usize];
@@ -78,6 +89,7 @@ impl Planner {
         match self.world.policy_of(load) {
             Policy::Balanced => Obstacle::NoGain,
             Policy::Rendezvous | Policy::Sticky => Obstacle::Outranked,
+            Policy::Ring(_) => Obstacle::FurtherOnTheRing,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub enum Policy {
     Balanced,
     /// Each slot belongs to the node with the highest score, whoever holds it. Small workloads spread badly.
     Rendezvous,
+    /// Units and so many [virtual nodes](super::circle) of each node stand on a circle; each unit belongs to the first
+    /// virtual node clockwise, whoever holds it. With few virtual nodes counts differ widely.
+    Ring(VirtualNodes),
     /// Who holds a slot keeps it as long as it may; an orphan goes to the node of the highest priority, and among equals
     /// to the one with the best score. A node that joins gets nothing that is held: for leadership, not for load.
     Sticky,
@@ -32,24 +36,108 @@ impl Policy {
         match self {
             Self::Balanced => "balanced",
             Self::Rendezvous => "rendezvous",
+            Self::Ring(_) => "ring",
             Self::Sticky => "sticky",
         }
     }
-
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Balanced, Self::Rendezvous, Self::Sticky];
 }
 
-/// There is no policy of this name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no policy {0:?}: use \"balanced\", \"rendezvous\" or \"sticky\"")]
-pub struct PolicyError(String);
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Balanced | Self::Rendezvous | Self::Sticky => f.write_str(self.as_str()),
+            Self::Ring(virtual_nodes) => write!(f, "ring:{}", virtual_nodes.get()),
+        }
+    }
+}
 
-impl std::str::FromStr for Policy {
+/// A text that names no policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// There is no policy of this name.
+    #[error("there is no such policy: write balanced, rendezvous, ring, ring:64 or sticky")]
+    Unknown,
+    /// What follows `ring:` cannot be.
+    #[error("the number of virtual nodes cannot be: {0}")]
+    VirtualNodes(VirtualNodesError),
+}
+
+impl FromStr for Policy {
     type Err = PolicyError;
 
-    fn from_str(name: &str) -> Result<Self, PolicyError> {
-        Self::ALL.into_iter().find(|policy| policy.as_str() == name).ok_or_else(|| PolicyError(name.to_owned()))
+    /// Reads a policy as configurations name it: `balanced`, `rendezvous`, `sticky`, `ring` or, with the number of virtual
+    /// nodes of a node of weight 1, `ring:64`.
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        match text {
+            "balanced" => Ok(Self::Balanced),
+            "rendezvous" => Ok(Self::Rendezvous),
+            "sticky" => Ok(Self::Sticky),
+            "ring" => Ok(Self::Ring(VirtualNodes::default())),
+            other => {
+                let count = other.strip_prefix("ring:").ok_or(PolicyError::Unknown)?;
+                // What is no number is refused like one that is too large.
+                let count = count.parse().unwrap_or(u32::MAX);
+                VirtualNodes::new(count).map(Self::Ring).map_err(PolicyError::VirtualNodes)
+            }
+        }
+    }
+}
+
+/// How many virtual nodes a node of weight 1 has on a ring: 1 to 1024, 8 unless set. A node of weight `w` has `w` times as
+/// many, up to [`POINTS_MAX`](super::circle::POINTS_MAX): keep weights small on a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct VirtualNodes(u32);
+
+/// A number of virtual nodes outside of the permitted range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("use {} to {} virtual nodes", VirtualNodes::MIN.0, VirtualNodes::MAX.0)]
+pub struct VirtualNodesError;
+
+impl VirtualNodes {
+    /// The fewest.
+    pub const MIN: Self = Self(1);
+    /// The most.
+    pub const MAX: Self = Self(1024);
+
+    /// Takes a number of virtual nodes.
+    ///
+    /// # Errors
+    /// [`VirtualNodesError`] if it is below [`VirtualNodes::MIN`] or above [`VirtualNodes::MAX`].
+    pub const fn new(count: u32) -> Result<Self, VirtualNodesError> {
+        if count < Self::MIN.0 || count > Self::MAX.0 { Err(VirtualNodesError) } else { Ok(Self(count)) }
+    }
+
+    /// How many a node of weight 1 has.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// How many a node of this weight has.
+    #[must_use]
+    pub const fn of_weight(self, weight: u32) -> u32 {
+        let (count, most) = (self.0.saturating_mul(weight), super::circle::POINTS_MAX);
+        if count < most { count } else { most }
+    }
+}
+
+impl Default for VirtualNodes {
+    fn default() -> Self {
+        Self(8)
+    }
+}
+
+impl TryFrom<u32> for VirtualNodes {
+    type Error = VirtualNodesError;
+    fn try_from(count: u32) -> Result<Self, VirtualNodesError> {
+        Self::new(count)
+    }
+}
+
+impl From<VirtualNodes> for u32 {
+    fn from(count: VirtualNodes) -> u32 {
+        count.0
     }
 }
 
@@ -295,6 +383,8 @@ pub enum Obstacle {
     NoGain,
     /// It could run the slot, but another has a higher priority or a better score.
     Outranked,
+    /// It could run the slot, but a virtual node of another comes first on the ring.
+    FurtherOnTheRing,
 }
 
 impl fmt::Display for Obstacle {
@@ -314,6 +404,7 @@ impl fmt::Display for Obstacle {
             Self::HolderStays => f.write_str("whoever holds the slot keeps it"),
             Self::NoGain => f.write_str("the spread would get no better"),
             Self::Outranked => f.write_str("another node ranks higher"),
+            Self::FurtherOnTheRing => f.write_str("another node comes first on the ring"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use rendez_core::placement::circle::{unit_position, virtual_node_position};
 use rendez_core::placement::{Band, Bands, Planner, Unplaced};
 use rendez_core::{NodeId, Slot, WorkloadName};
 
@@ -68,6 +69,37 @@ pub(crate) fn rendezvous(world: &World) -> Option<Plan> {
     fill(world, &mut placed, pinned, |_, _, _| true);
     let left = fill(world, &mut placed, free, |_, _, _| true);
     left.is_empty().then(|| plan(world, &placed))
+}
+
+/// The policy `ring`; nothing where it takes a rescue, which is not described here.
+pub(crate) fn ring(world: &World, virtual_nodes: u32) -> Option<Plan> {
+    let distance = |slot: &Slot, id: &NodeId| {
+        let position = unit_position(slot.workload.as_str(), slot.unit, world.workloads[&slot.workload].units);
+        let stands = (0..virtual_nodes * world.nodes[id].weight).map(|at| virtual_node_position(id.as_str(), at));
+        stands.map(|stands| stands.wrapping_sub(position)).min()
+    };
+    let mut placed = Placed::new();
+    let mut left = BTreeSet::new();
+    for slot in world.slots() {
+        if world.is_kept(&slot) && has_room(world, &placed, &slot.workload, &world.holders[&slot]) {
+            placed.insert(slot.clone(), world.holders[&slot].clone());
+        } else {
+            left.insert(slot);
+        }
+    }
+    for pinned in [true, false] {
+        loop {
+            let free = left.iter().filter(|slot| world.pins.contains_key(*slot) == pinned);
+            let pairs = free.flat_map(|slot| world.nodes.keys().map(move |id| (slot, id)));
+            let fit =
+                pairs.filter(|(slot, id)| world.may_take(slot, id) && has_room(world, &placed, &slot.workload, id));
+            let shortest = fit.min_by_key(|(slot, id)| (distance(slot, id), *slot, *id));
+            let Some((slot, id)) = shortest.map(|(slot, id)| (slot.clone(), id.clone())) else { break };
+            left.remove(&slot);
+            placed.insert(slot, id);
+        }
+    }
+    left.iter().all(|slot| world.pins.contains_key(slot)).then(|| plan(world, &placed))
 }
 
 /// The bands of all pairs, as the planner has them: shares have tests of their own.

@@ -53,6 +53,9 @@ pub(crate) type Plan = BTreeMap<Slot, Option<NodeId>>;
 /// The priorities that nodes may have: those below this.
 pub(crate) const PRIORITIES: u32 = 3;
 
+/// The policies that workloads may have of their own.
+const POLICIES: [Policy; 3] = [Policy::Balanced, Policy::Rendezvous, Policy::Sticky];
+
 /// What kinds of trouble a random world may have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Trouble {
@@ -117,7 +120,7 @@ pub(crate) fn random_workload(dice: &mut Dice, trouble: Trouble) -> WorkloadSpec
             spec.labels.insert("disk".into(), "fast".into());
         }
     }
-    spec.policy = (trouble.mixed && dice.one_in(2)).then(|| Policy::ALL[dice.below(3) as usize]);
+    spec.policy = (trouble.mixed && dice.one_in(2)).then(|| POLICIES[dice.below(3) as usize]);
     spec.cap_per_node = (trouble.caps && dice.one_in(4)).then(|| 1 + dice.below(4));
     spec
 }

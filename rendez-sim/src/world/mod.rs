@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use rendez_core::placement::Policy;
+use rendez_core::placement::{Policy, VirtualNodes};
 use rendez_core::{
     Call, Capabilities, EngineConfig, FencingToken, Generation, Input, NodeId, OperationId, Reply, RequestId,
     RunnerEnd, SessionId, Slot, StoreError, WatchHint,
@@ -353,7 +353,9 @@ fn vary(config: &mut EngineConfig, variant: Variant) {
 }
 
 fn policy(variant: Variant) -> Policy {
-    if variant.is(Variant::STICKY) {
+    if variant.is(Variant::RING) {
+        Policy::Ring(VirtualNodes::default())
+    } else if variant.is(Variant::STICKY) {
         Policy::Sticky
     } else if variant.is(Variant::RENDEZVOUS) {
         Policy::Rendezvous

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use rendez_core::placement::{LoadFactor, Policy};
+use rendez_core::placement::{LoadFactor, Policy, PolicyError};
 use rendez_core::{Declared, DynamicWorkloads, NameError, UNITS_MAX, WorkloadName};
 
 use super::raw::{Entry, Raw};
@@ -221,10 +222,15 @@ pub(super) fn check_at_least_1ms(time: &Duration) -> Result<(), Wrong> {
 
 pub(super) fn policy(raw: &Raw) -> Read<Policy> {
     let name = text(raw)?;
-    name.parse().map_err(|_| {
-        let near = nearest(&name, Policy::ALL.map(Policy::as_str)).unwrap_or("balanced");
-        let all = "use \"balanced\", \"rendezvous\" or \"sticky\"";
-        one("there is no such policy", format!("{all} (did you mean {near:?}?)"))
+    Policy::from_str(&name).map_err(|error| {
+        let near = nearest(&name, ["balanced", "rendezvous", "ring", "sticky"]).unwrap_or("balanced");
+        let hint = match error {
+            PolicyError::VirtualNodes(_) => "write for example \"ring:64\"".to_owned(),
+            PolicyError::Unknown => {
+                format!("use \"balanced\", \"rendezvous\", \"ring\" or \"sticky\" (did you mean {near:?}?)")
+            }
+        };
+        one("there is no such policy", hint)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rendez_core::placement::{LoadFactor, Policy};
+use rendez_core::placement::{LoadFactor, Policy, VirtualNodes};
 use rendez_core::{Declared, DynamicWorkloads};
 
 use super::*;
@@ -243,6 +243,14 @@ fn tables_and_lists_are_read_from_files_and_variables_alike() {
     assert_eq!(by_file.info.dynamic, DynamicWorkloads::Only([name("x"), name("y z")].into()));
     assert_eq!(by_file.info.settings.policy, Policy::Rendezvous);
     assert_eq!(by_file.info.settings.load_factor, LoadFactor::from_permille(1250).unwrap());
+    for (text, virtual_nodes) in [("ring", 8), ("ring:1", 1), ("ring:1024", 1024)] {
+        let policy = from_toml(&format!("policy = '{text}'")).info.settings.policy;
+        assert_eq!(policy, Policy::Ring(VirtualNodes::new(virtual_nodes).unwrap()), "{text}");
+    }
+    for (text, hint) in [("rings", "did you mean \"ring\"?"), ("ring:", "ring:64"), ("ring:1025", "ring:64")] {
+        let found = problems(Config::from_toml(&format!("policy = '{text}'")));
+        assert!(found[0].hint.contains(hint), "{text}: {}", found[0]);
+    }
     for (text, permille) in [("1", 1000), ("1.0", 1000), ("1.125", 1125), ("100.0", 100_000)] {
         let factor = from_toml(&format!("load_factor = {text}")).info.settings.load_factor;
         assert_eq!(factor.permille(), permille, "{text}");

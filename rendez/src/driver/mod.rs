@@ -346,6 +346,13 @@ impl Driver {
                 let _ = told.send(self.engine.status(boot_time()));
                 return None;
             }
+            Happened::Order(Order::Holder { slot, told }) => {
+                let view = self.engine.view();
+                let held = view.holder(&slot).zip(view.slot(&slot));
+                // Whoever asked may have gone.
+                let _ = told.send(held.map(|(node, record)| (node.clone(), record.token)));
+                return None;
+            }
             Happened::Order(Order::Command { command, taken }) => {
                 self.engine.handle(boot_time(), Input::Command(command));
                 // Whoever asked may have gone.

@@ -5,6 +5,7 @@
 mod elections;
 mod handle;
 mod life;
+mod ring;
 mod runners;
 mod start;
 mod store;
