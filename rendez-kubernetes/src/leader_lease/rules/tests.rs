@@ -547,6 +547,14 @@ fn what_the_watch_tells_late_is_passed_over() {
     server.held_by("go", 1);
     rules.heard(at(11.0), server.get().unwrap());
     assert!(!leads(&rules, at(11.0)));
+    // And truth stays what it is when the answer to a write comes that was overtaken.
+    let (mut rules, mut server) = leader();
+    let object = write(&mut rules, at(5.0));
+    let done = server.put(&object);
+    server.held_by("go", 1);
+    rules.heard(at(5.1), server.get().unwrap());
+    rules.wrote(at(5.2), done);
+    assert_eq!((leads(&rules, at(5.2)), rules.view(at(5.2)).leader.unwrap().identity.as_str()), (false, "go"));
 }
 
 #[test]
