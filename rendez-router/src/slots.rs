@@ -169,6 +169,8 @@ impl Runner for Serving {
             running: Running::default(),
             abort: CancellationToken::new(),
         });
+        // Also when this is dropped with its runtime: requests may run in tasks that do not end with it.
+        let _aborts = slot.abort.clone().drop_guard();
         let registered = Registered::new(&self.0, &slot);
         ctx.cancelled().await;
         drop(registered);

@@ -11,6 +11,7 @@ use rendez_core::FencingToken;
 use rendez_router::*;
 use tokio::sync::Semaphore;
 
+use crate::cluster::{self, Carrier};
 use crate::{LONG, until};
 
 const UNITS: u32 = 12;
@@ -311,6 +312,30 @@ async fn a_request_that_outlasts_the_stop_budget_is_dropped() {
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     assert_eq!(request.await.unwrap(), Err(RequestError::OwnershipLost { shard: 3 }));
     member.node.shutdown().await;
+}
+
+/// In memory a handler runs in its caller's task, which does not end with the node's runtime.
+#[tokio::test]
+async fn a_node_that_dies_takes_its_requests_along() {
+    let (store, transport, begun) = (MemoryStore::new(), MemoryTransport::new(), Arc::new(AtomicUsize::new(0)));
+    let counted = begun.clone();
+    let slots = ServedSlots::new(move |_: SlotContext| {
+        let begun = counted.clone();
+        async move {
+            Ok::<_, BoxError>(move |_: RequestContext, _: Envelope| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<Result<Bytes, BoxError>>()
+            })
+        }
+    });
+    let carrier = Carrier::Memory(transport.clone());
+    let member = cluster::Member::start(&store, &carrier, "node-1".to_owned(), slots).await.unwrap();
+    until("it has all", || member.held() == cluster::SLOTS as usize).await;
+    let client = Client::builder(transport, cluster::SLOTS).owners(owners(&store)).ttl(LONG).build().unwrap();
+    let request = tokio::spawn(async move { client.request_shard(3, "Wait", "").await });
+    until("it runs", || begun.load(Ordering::SeqCst) == 1).await;
+    member.kill();
+    assert_eq!(request.await.unwrap(), Err(RequestError::OwnershipLost { shard: 3 }));
 }
 
 /// A slot that leaves waits for its requests, and its handler is closed before the lease is handed over.

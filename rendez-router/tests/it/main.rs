@@ -1,7 +1,13 @@
 //! Requests over the transport in memory, from client to handler and back.
 
 mod actors;
+#[cfg(feature = "live")]
+mod cluster;
+#[cfg(feature = "live")]
+mod faults;
 mod keys;
+#[cfg(feature = "live")]
+mod ledger;
 #[cfg(feature = "live")]
 mod live;
 mod memory;

@@ -32,6 +32,12 @@ impl Place {
         Self { server, prefix: format!("test.{:016x}", fastrand::u64(..)) }
     }
 
+    /// The server's address, and the prefix.
+    #[cfg(feature = "live")]
+    pub(crate) fn address(&self) -> (String, String) {
+        (self.server.url(), self.prefix.clone())
+    }
+
     async fn connect(&self) -> async_nats::Client {
         // Requests that are sent while the client connects anew wait for it.
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
