@@ -25,13 +25,18 @@ const PATIENT: Duration = Duration::from_secs(20);
 async fn main() -> Result<(), BoxError> {
     let server = NatsServer::start().await?;
     let mut faults = Vec::new();
-    for patience in [PATIENCE_DEFAULT, PATIENT] {
+    let plans = [
+        (PATIENCE_DEFAULT, Promise::Once, "without idempotency keys"),
+        (PATIENT, Promise::Once, "without idempotency keys"),
+        (PATIENT, Promise::OnceATenure, "with idempotency keys"),
+    ];
+    for (patience, promise, keys) in plans {
         let nats = Carrier::Nats { url: server.url(), prefix: format!("faults.{:016x}", fastrand::u64(..)) };
         for (name, carrier) in [("in memory", Carrier::Memory(MemoryTransport::new())), ("over NATS", nats)] {
-            let outcome = run(Plan { carrier, callers: CALLERS, patience }).await?;
-            println!("{name}, {CALLERS} callers, who wait for an owner for {patience:?}");
+            let outcome = run(Plan { carrier, callers: CALLERS, patience, promise }).await?;
+            println!("{name}, {CALLERS} callers, who wait for an owner for {patience:?}, {keys}");
             print!("{outcome}");
-            faults.extend(outcome.book.faults(outcome.issued, Promise::Once, outcome.pause_allowance));
+            faults.extend(outcome.faults);
         }
     }
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }

@@ -15,6 +15,7 @@ use crate::error::Part;
 use crate::hash::{SHARDS_MAX, shard_of_key};
 use crate::node::{NODE_INFO, NodeInfo};
 use crate::owners::Owners;
+use crate::repeat::{REPEAT_AFTER_DEFAULT, repeat};
 use crate::serve::millis;
 use crate::transport::{Address, ClientTransport};
 use crate::{Envelope, Headers, Message, RequestError};
@@ -42,6 +43,7 @@ struct Inner {
     propagate: Option<Propagate>,
     owners: Option<Arc<dyn Owners>>,
     patience: Duration,
+    repeat_after: Duration,
 }
 
 type Propagate = Box<dyn Fn(&mut Headers) + Send + Sync>;
@@ -110,6 +112,14 @@ impl ClientBuilder {
         self
     }
 
+    /// After how long without an answer a request with an
+    /// [idempotency key](ScopedClient::with_idempotency_key) is sent again, and after twice that once more, and so on;
+    /// [`REPEAT_AFTER_DEFAULT`] unless set, at least 10 ms.
+    pub fn repeat_after(mut self, time: Duration) -> Self {
+        self.0.repeat_after = time;
+        self
+    }
+
     /// Makes it.
     ///
     /// # Errors
@@ -137,6 +147,7 @@ enum To {
 struct Options {
     headers: Headers,
     ttl: Option<Duration>,
+    idempotency_key: Option<Arc<str>>,
 }
 
 impl Client {
@@ -151,6 +162,7 @@ impl Client {
             propagate: None,
             owners: None,
             patience: PATIENCE_DEFAULT,
+            repeat_after: REPEAT_AFTER_DEFAULT,
         })
     }
 
@@ -280,6 +292,9 @@ impl Client {
         if let Some(ttl) = options.ttl.or(self.0.ttl) {
             envelope = envelope.with_ttl(ttl);
         }
+        if let Some(key) = &options.idempotency_key {
+            envelope = envelope.with_idempotency_key(&**key);
+        }
         match envelope.validate() {
             Err(RequestError::ReservedHeader { name }) if own && name == NODE_INFO => Ok(envelope),
             valid => valid.map(|()| envelope),
@@ -289,6 +304,15 @@ impl Client {
 
 impl Inner {
     async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+        if envelope.idempotency_key().is_none() {
+            return self.send(envelope).await;
+        }
+        // In a box: others need not carry its state.
+        Box::pin(repeat(|copy| self.send(copy), envelope, self.repeat_after)).await
+    }
+
+    /// Sends it, once.
+    async fn send(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
         match &self.owners {
             None => self.transport.request(&Address::Shard(envelope.shard()), envelope).await,
             Some(owners) => self.ask_owner(&**owners, envelope).await,
@@ -381,6 +405,37 @@ impl ScopedClient {
         self
     }
 
+    /// With a key that is the next request's own, such as a fresh random id, and **that request repeats itself**: when no answer
+    /// comes for [`repeat_after`](ClientBuilder::repeat_after), when the connection breaks or when the shard leaves its
+    /// node, it is sent again, until its time is over.
+    ///
+    /// What is guaranteed: of all copies of a request that reach one node while it has the shard, one runs; the others wait
+    /// for its answer and get it, errors of the handler included, for as long as the node
+    /// [remembers](crate::AnswersKept) it. This is also so for a request that the program itself sends again with the
+    /// same key, or that another client sends.
+    ///
+    /// What is not: when the shard moves to another node, or its node ends, the memory is gone, and a copy that comes then runs
+    /// again. A handler that must exclude this too keeps the key ([`Envelope::idempotency_key`]) with its own state, in the
+    /// same transaction as what it does.
+    ///
+    /// The same key with another message is refused ([`RequestError::IdempotencyKeyReused`]); another message type, and
+    /// the same key of another `key`, are other requests.
+    ///
+    /// ```
+    /// # async fn of(client: rendez_router::Client) -> Result<(), rendez_router::RequestError> {
+    /// let account = client.key("account-7");
+    /// // A name for this payment, made before the first try and kept until it is known what became of it.
+    /// let payment = account.with_idempotency_key("payment-5d1f0c");
+    /// let receipt = payment.request_as("Pay", "100").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_idempotency_key(mut self, key: impl AsRef<str>) -> Self {
+        self.options.idempotency_key = Some(key.as_ref().into());
+        self
+    }
+
     /// The shard that is asked.
     #[must_use]
     pub fn shard(&self) -> u32 {
@@ -395,7 +450,7 @@ impl ScopedClient {
     /// # Errors
     /// [`RequestError`].
     pub async fn request<M: Message>(&self, message: &M) -> Result<Bytes, RequestError> {
-        self.request_as(M::message_type(), encode(message)?).await
+        self.request_as(M::message_type(), encode(message, Part::Request)?).await
     }
 
     /// Tells, and waits for no answer. It may be lost.
@@ -403,7 +458,7 @@ impl ScopedClient {
     /// # Errors
     /// Why it could not be sent, as far as that is known here.
     pub async fn notify<M: Message>(&self, message: &M) -> Result<(), RequestError> {
-        self.notify_as(M::message_type(), encode(message)?).await
+        self.notify_as(M::message_type(), encode(message, Part::Request)?).await
     }
 
     /// Asks with bytes under a type's name.

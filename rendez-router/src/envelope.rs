@@ -32,6 +32,7 @@ pub struct Envelope {
     message_type: Text,
     data: Bytes,
     key: Option<Box<str>>,
+    idempotency_key: Option<Box<str>>,
     headers: Headers,
     created_at: Instant,
     ttl: Option<Duration>,
@@ -45,6 +46,7 @@ impl Envelope {
             message_type: message_type.into(),
             data: data.into(),
             key: None,
+            idempotency_key: None,
             headers: Headers::default(),
             created_at: Instant::now(),
             ttl: None,
@@ -69,6 +71,14 @@ impl Envelope {
     #[must_use]
     pub fn with_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.key = Some(key.into());
+        self
+    }
+
+    /// With a key that is this request's own: of several copies of the request that reach the same node, while it has
+    /// the shard, one runs, and the others get its answer; see [`ScopedClient::with_idempotency_key`](crate::ScopedClient::with_idempotency_key).
+    #[must_use]
+    pub fn with_idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.idempotency_key = Some(key.into());
         self
     }
 
@@ -105,6 +115,13 @@ impl Envelope {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
+    }
+
+    /// The key that copies of this request share, if it has one. A handler that keeps it with what it has done can tell, also
+    /// after the shard has moved, that it has done it.
+    #[must_use]
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.idempotency_key.as_deref()
     }
 
     /// A header's value.

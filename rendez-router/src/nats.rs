@@ -1,7 +1,7 @@
 //! Requests over NATS: a subject for each shard, `PREFIX.SHARD`, and for each node that is asked by name, `PREFIX.node.NODE`.
 //!
 //! What an envelope says beside its message travels in headers: `x-rendez-type`, `x-rendez-ttl` (milliseconds that are left
-//! when it is sent), `x-rendez-shard` where the subject does not say it, and `x-rendez-key`. An answer is the message's payload; an error is the header `x-rendez-error`, as JSON.
+//! when it is sent), `x-rendez-shard` where the subject does not say it, `x-rendez-key` and `x-rendez-idempotency-key`. An answer is the message's payload; an error is the header `x-rendez-error`, as JSON.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +25,7 @@ use crate::{DEFAULT_TTL, Envelope, Handler, RequestError};
 const TYPE: &str = "x-rendez-type";
 const TTL: &str = "x-rendez-ttl";
 const KEY: &str = "x-rendez-key";
+const IDEMPOTENCY_KEY: &str = "x-rendez-idempotency-key";
 const SHARD: &str = "x-rendez-shard";
 const ERROR: &str = "x-rendez-error";
 
@@ -217,7 +218,7 @@ impl Shared {
         let error = match answer {
             Ok(data) => match self.client.publish(to.clone(), data).await {
                 Err(error) if error.kind() == async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
-                    RequestError::Encode { why: format!("the answer is too large: {error}") }
+                    RequestError::Encode { what: Part::Reply, why: format!("it is too large: {error}") }
                 }
                 sent => return sent,
             },
@@ -260,7 +261,7 @@ impl ClientTransport for NatsTransport {
         let ttl = envelope.ttl().unwrap_or(DEFAULT_TTL);
         let (subject, headers) = (self.0.subject(to), write(to, &envelope, ttl)?);
         let sent = self.0.client.publish_with_headers(subject, headers, envelope.into_data()).await;
-        sent.map_err(|error| RequestError::Encode { why: error.to_string() })
+        sent.map_err(|error| RequestError::Encode { what: Part::Request, why: error.to_string() })
     }
 
     async fn close(&self) {
@@ -351,7 +352,7 @@ fn failed(error: &NatsError, to: &Address, ttl: Duration) -> RequestError {
         RequestErrorKind::NoResponders => to.nobody(),
         RequestErrorKind::TimedOut => RequestError::NoReply { millis: millis(ttl) },
         RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
-            RequestError::Encode { why: error.to_string() }
+            RequestError::Encode { what: Part::Request, why: error.to_string() }
         }
         RequestErrorKind::Other => RequestError::Disconnected { why: error.to_string() },
     }
@@ -366,11 +367,17 @@ fn write(to: &Address, envelope: &Envelope, ttl: Duration) -> Result<HeaderMap, 
     if let Some(key) = envelope.key() {
         headers.insert(HeaderName::from_static(KEY), own(key));
     }
+    if let Some(key) = envelope.idempotency_key() {
+        headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY), own(key));
+    }
     if !matches!(to, Address::Shard(_)) {
         headers.insert(HeaderName::from_static(SHARD), HeaderValue::from(u64::from(envelope.shard())));
     }
     for (name, value) in envelope.headers().iter() {
-        let refused = |why: String| RequestError::Encode { why: format!("NATS refuses the header {name:?}: {why}") };
+        let refused = |why: String| RequestError::Encode {
+            what: Part::Request,
+            why: format!("NATS refuses the header {name:?}: {why}"),
+        };
         let value = HeaderValue::from_str(value).map_err(|why| refused(why.to_string()))?;
         headers.insert(HeaderName::from_str(name).map_err(|why| refused(why.to_string()))?, value);
     }
@@ -394,9 +401,12 @@ fn read(to: &Address, message: Message) -> Result<Envelope, RequestError> {
     if let Some(key) = own(KEY) {
         envelope = envelope.with_key(key);
     }
+    if let Some(key) = own(IDEMPOTENCY_KEY) {
+        envelope = envelope.with_idempotency_key(key);
+    }
     for (name, values) in headers.iter() {
         let name: &str = name.as_ref();
-        if let Some(value) = values.last().filter(|_| ![TYPE, TTL, KEY, SHARD].contains(&name)) {
+        if let Some(value) = values.last().filter(|_| ![TYPE, TTL, KEY, IDEMPOTENCY_KEY, SHARD].contains(&name)) {
             envelope = envelope.with_header(name.to_owned(), value.as_str().to_owned());
         }
     }

@@ -16,7 +16,7 @@ use rendez_router::{NatsTransport, async_nats};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
-use crate::ledger::{Asked, Book, Ledger};
+use crate::ledger::{Asked, Book, Ledger, Promise};
 
 /// The slots of the service.
 pub(crate) const SLOTS: u32 = 32;
@@ -188,16 +188,19 @@ struct Load {
 }
 
 impl Load {
-    fn start(client: &Client, ledger: &Ledger, callers: u64) -> Self {
+    fn start(client: &Client, ledger: &Ledger, plan: &Plan) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let callers = (0..callers).map(|caller| {
+        let repeats = plan.promise == Promise::OnceATenure;
+        let callers = (0..plan.callers).map(|caller| {
             let (client, ledger, over) = (client.clone(), ledger.clone(), over.clone());
             tokio::spawn(async move {
                 let mut dice = fastrand::Rng::with_seed(caller);
                 while !over.load(Ordering::SeqCst) {
                     let (number, began) = (ledger.number(), Instant::now());
                     let (key, data) = (format!("user-{}", dice.u32(..KEYS)), number.to_string());
-                    let answer = client.request_key(&key, "Write", data.clone()).await;
+                    let scoped = client.key(key);
+                    let scoped = if repeats { scoped.with_idempotency_key(&data) } else { scoped };
+                    let answer = scoped.request_as("Write", data.clone()).await;
                     let outcome = answer.and_then(|answer| {
                         let other = || RequestError::handler("wrong_answer", "it is another request's");
                         if answer == data { Ok(()) } else { Err(other()) }
@@ -224,17 +227,19 @@ pub(crate) struct Plan {
     pub(crate) callers: u64,
     /// How long a request waits for an owner.
     pub(crate) patience: Duration,
+    /// [`Promise::OnceATenure`]: requests have idempotency keys.
+    pub(crate) promise: Promise,
 }
 
 /// What a run has brought.
 pub(crate) struct Outcome {
     pub(crate) book: Book,
+    /// What should not have been.
+    pub(crate) faults: Vec<String>,
     /// So many requests were begun.
     pub(crate) issued: u64,
     /// What was done to the nodes, and from when until when.
     pub(crate) phases: Vec<(&'static str, Instant, Instant)>,
-    /// How long a pause the leases allow for.
-    pub(crate) pause_allowance: Duration,
 }
 
 impl Outcome {
@@ -282,14 +287,14 @@ impl fmt::Display for Outcome {
 /// Three nodes under load; one is added, one killed, one drained, one killed while another one joins.
 pub(crate) async fn run(plan: Plan) -> Result<Outcome, BoxError> {
     let (store, ledger) = (MemoryStore::new(), Ledger::open());
-    let mut cluster = Cluster { store, carrier: plan.carrier, ledger, members: Vec::new(), started: 0 };
+    let mut cluster = Cluster { store, carrier: plan.carrier.clone(), ledger, members: Vec::new(), started: 0 };
     for _ in 0..3 {
         cluster.add().await?;
     }
     cluster.settled().await?;
     let client = cluster.carrier.client().await?.owners(owners(&cluster.store)?);
     let client = client.patience(plan.patience).ttl(REQUEST_TTL).build()?;
-    let load = Load::start(&client, &cluster.ledger, plan.callers);
+    let load = Load::start(&client, &cluster.ledger, &plan);
     let (mut phases, mut begun) = (Vec::new(), Instant::now());
     let mut over = |phase| {
         let now = Instant::now();
@@ -320,8 +325,9 @@ pub(crate) async fn run(plan: Plan) -> Result<Outcome, BoxError> {
     // What has nobody to answer any more ends by itself.
     until("no handler runs", || cluster.ledger.running() == 0).await?;
     let issued = cluster.ledger.number();
-    let pause_allowance = config().timing.pause_allowance;
-    Ok(Outcome { book: cluster.ledger.close(), issued, phases, pause_allowance })
+    let book = cluster.ledger.close();
+    let faults = book.faults(issued, plan.promise, config().timing.pause_allowance);
+    Ok(Outcome { book, faults, issued, phases })
 }
 
 struct Cluster {

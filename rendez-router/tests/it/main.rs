@@ -5,6 +5,7 @@ mod actors;
 mod cluster;
 #[cfg(feature = "live")]
 mod faults;
+mod idempotency;
 mod keys;
 #[cfg(feature = "live")]
 mod ledger;
