@@ -82,6 +82,25 @@ impl Envelope {
         self
     }
 
+    pub(crate) fn with_shard(mut self, shard: u32) -> Self {
+        self.shard = shard;
+        self
+    }
+
+    pub(crate) fn without_key(mut self) -> Self {
+        self.key = None;
+        self
+    }
+
+    /// Whether it has a time to live at all.
+    pub(crate) fn has_ttl(&self) -> bool {
+        self.ttl.is_some()
+    }
+
+    pub(crate) fn take_headers(&mut self) -> Headers {
+        std::mem::take(&mut self.headers)
+    }
+
     pub(crate) fn with_headers(mut self, headers: Headers) -> Self {
         self.headers = headers;
         self
@@ -189,6 +208,15 @@ impl Headers {
         match self.0.iter_mut().find(|(known, _)| *known == name) {
             Some((_, before)) => *before = value,
             None => self.0.push((name, value)),
+        }
+    }
+
+    /// Sets all of another's.
+    pub(crate) fn set_all(&mut self, others: Self) {
+        if self.0.is_empty() {
+            *self = others;
+        } else {
+            others.0.into_iter().for_each(|(name, value)| self.set(name, value));
         }
     }
 

@@ -58,6 +58,7 @@
 //!
 //! - `live`: `ServedSlots`, for nodes that serve exactly the slots that they hold by lease.
 //! - `nats`: `NatsTransport`, which carries requests over NATS.
+//! - `tower`: clients are services of `tower`, and a service can be a handler, as `ServiceHandler`.
 
 mod actor;
 mod answers;
@@ -79,13 +80,17 @@ mod serve;
 #[cfg(feature = "live")]
 mod slots;
 pub mod testing;
+#[cfg(feature = "tower")]
+mod tower;
 mod transport;
 
 pub use actor::{Actor, ActorHandler, ActorOptions, MAILBOX_DEFAULT};
 pub use answers::{ANSWER_BYTES_KEPT_DEFAULT, ANSWERS_KEPT_DEFAULT, ANSWERS_KEPT_FOR_DEFAULT, AnswersKept};
 #[cfg(feature = "nats")]
 pub use async_nats;
-pub use client::{Client, ClientBuilder, ClientError, DEFAULT_TTL, PATIENCE_DEFAULT, ScopedClient, TypedClient};
+pub use client::{
+    Client, ClientBuilder, ClientError, DEFAULT_TTL, NOTIFICATIONS_DEFAULT, PATIENCE_DEFAULT, ScopedClient, TypedClient,
+};
 pub use dispatch::{Dispatch, typed};
 pub use envelope::{Envelope, HEADER_PREFIX, Headers};
 pub use error::{Part, Ran, RequestError};
@@ -102,4 +107,6 @@ pub use repeat::REPEAT_AFTER_DEFAULT;
 pub use serve::{HANDLER_TIMEOUT_DEFAULT, HANDLERS_DEFAULT, WAITING_DEFAULT};
 #[cfg(feature = "live")]
 pub use slots::ServedSlots;
+#[cfg(feature = "tower")]
+pub use tower::{ServedRequest, ServiceHandler};
 pub use transport::{Address, ClientTransport, Running, ServerTransport, Subscription, Transport};

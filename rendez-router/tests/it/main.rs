@@ -16,6 +16,8 @@ mod messages;
 #[cfg(feature = "nats")]
 mod nats;
 mod nodes;
+#[cfg(feature = "tower")]
+mod tower;
 
 use std::sync::Arc;
 use std::time::Duration;
