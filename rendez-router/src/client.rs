@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::dispatch::encode;
@@ -15,6 +16,7 @@ use crate::error::Part;
 use crate::hash::{SHARDS_MAX, shard_of_key};
 use crate::node::{NODE_INFO, NodeInfo};
 use crate::owners::Owners;
+use crate::repeat::{REPEAT_AFTER_DEFAULT, repeat};
 use crate::serve::millis;
 use crate::transport::{Address, ClientTransport};
 use crate::{Envelope, Headers, Message, RequestError};
@@ -24,6 +26,9 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(30);
 
 /// How long a request waits for an owner, unless said otherwise.
 pub const PATIENCE_DEFAULT: Duration = Duration::from_secs(2);
+
+/// How many notifications are under way at once, unless said otherwise.
+pub const NOTIFICATIONS_DEFAULT: usize = 1024;
 
 /// How long between two tries of a request that nobody ran, without news of its owner.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -42,6 +47,10 @@ struct Inner {
     propagate: Option<Propagate>,
     owners: Option<Arc<dyn Owners>>,
     patience: Duration,
+    repeat_after: Duration,
+    notifications: usize,
+    /// A place for each notification that is under way.
+    telling: Arc<Semaphore>,
 }
 
 type Propagate = Box<dyn Fn(&mut Headers) + Send + Sync>;
@@ -110,6 +119,22 @@ impl ClientBuilder {
         self
     }
 
+    /// After how long without an answer a request with an
+    /// [idempotency key](ScopedClient::with_idempotency_key) is sent again, and after twice that once more, and so on;
+    /// [`REPEAT_AFTER_DEFAULT`] unless set, at least 10 ms.
+    pub fn repeat_after(mut self, time: Duration) -> Self {
+        self.0.repeat_after = time;
+        self
+    }
+
+    /// How many notifications are under way at once where their answers are waited for: with [`owners`](Self::owners), and
+    /// with idempotency keys. More are refused ([`RequestError::Overloaded`]); [`NOTIFICATIONS_DEFAULT`] unless set.
+    pub fn max_notifications(mut self, notifications: usize) -> Self {
+        self.0.notifications = notifications.min(Semaphore::MAX_PERMITS);
+        self.0.telling = Arc::new(Semaphore::new(self.0.notifications));
+        self
+    }
+
     /// Makes it.
     ///
     /// # Errors
@@ -137,6 +162,7 @@ enum To {
 struct Options {
     headers: Headers,
     ttl: Option<Duration>,
+    idempotency_key: Option<Arc<str>>,
 }
 
 impl Client {
@@ -151,6 +177,9 @@ impl Client {
             propagate: None,
             owners: None,
             patience: PATIENCE_DEFAULT,
+            repeat_after: REPEAT_AFTER_DEFAULT,
+            notifications: NOTIFICATIONS_DEFAULT,
+            telling: Arc::new(Semaphore::new(NOTIFICATIONS_DEFAULT)),
         })
     }
 
@@ -188,11 +217,13 @@ impl Client {
         message_type: impl Into<Cow<'static, str>>,
         data: impl Into<Bytes>,
     ) -> Result<Bytes, RequestError> {
-        let envelope = self.for_key(key, message_type.into(), data.into(), &Options::default())?;
-        self.0.request(envelope).await
+        self.request(Envelope::new(0, message_type, data).with_key(key)).await
     }
 
     /// Tells whoever serves the key's shard, and waits for no answer. It may be lost.
+    ///
+    /// With [`owners`](ClientBuilder::owners) it is tried again, in a task of its own, as a request is: it finds the owner of a
+    /// slot that moves. What becomes of it then is told to `tracing`. It runs once at most.
     ///
     /// # Errors
     /// Why it could not be sent, as far as that is known here.
@@ -202,8 +233,7 @@ impl Client {
         message_type: impl Into<Cow<'static, str>>,
         data: impl Into<Bytes>,
     ) -> Result<(), RequestError> {
-        let envelope = self.for_key(key, message_type.into(), data.into(), &Options::default())?;
-        self.0.notify(envelope).await
+        self.notify(Envelope::new(0, message_type, data).with_key(key)).await
     }
 
     /// Asks whoever serves a shard. Dropping the future: see [`ClientTransport::request`].
@@ -216,8 +246,7 @@ impl Client {
         message_type: impl Into<Cow<'static, str>>,
         data: impl Into<Bytes>,
     ) -> Result<Bytes, RequestError> {
-        let envelope = self.for_shard(shard, message_type.into(), data.into(), &Options::default())?;
-        self.0.request(envelope).await
+        self.request(Envelope::new(shard, message_type, data)).await
     }
 
     /// Tells whoever serves a shard, and waits for no answer. It may be lost.
@@ -230,82 +259,97 @@ impl Client {
         message_type: impl Into<Cow<'static, str>>,
         data: impl Into<Bytes>,
     ) -> Result<(), RequestError> {
-        let envelope = self.for_shard(shard, message_type.into(), data.into(), &Options::default())?;
+        self.notify(Envelope::new(shard, message_type, data)).await
+    }
+
+    /// Asks with an envelope that the program has made. A key says which shard it is for; without one the envelope does. The
+    /// client's headers and its time to live are added where the envelope has none. Dropping the future: see
+    /// [`ClientTransport::request`].
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+        let envelope = self.0.complete(envelope)?;
+        self.0.request(envelope).await
+    }
+
+    /// Tells with an envelope that the program has made, and waits for no answer. It may be lost.
+    ///
+    /// # Errors
+    /// Why it could not be sent, as far as that is known here.
+    pub async fn notify(&self, envelope: Envelope) -> Result<(), RequestError> {
+        let envelope = self.0.complete(envelope)?;
         self.0.notify(envelope).await
-    }
-
-    fn for_key(
-        &self,
-        key: &str,
-        message_type: Cow<'static, str>,
-        data: Bytes,
-        options: &Options,
-    ) -> Result<Envelope, RequestError> {
-        if key.is_empty() {
-            return Err(RequestError::KeyRequired);
-        }
-        Ok(self.envelope(self.shard_of(key), message_type, data, options)?.with_key(key))
-    }
-
-    fn for_shard(
-        &self,
-        shard: u32,
-        message_type: Cow<'static, str>,
-        data: Bytes,
-        options: &Options,
-    ) -> Result<Envelope, RequestError> {
-        let shards = self.0.shards;
-        if shard >= shards {
-            return Err(RequestError::NoSuchShard { shard, shards });
-        }
-        self.envelope(shard, message_type, data, options)
-    }
-
-    fn envelope(
-        &self,
-        shard: u32,
-        message_type: Cow<'static, str>,
-        data: Bytes,
-        options: &Options,
-    ) -> Result<Envelope, RequestError> {
-        let mut headers = self.0.headers.clone();
-        if let Some(propagate) = &self.0.propagate {
-            propagate(&mut headers);
-        }
-        for (name, value) in options.headers.iter() {
-            headers.set(name.to_owned(), value.to_owned());
-        }
-        let own = message_type == NODE_INFO;
-        let mut envelope = Envelope::new(shard, message_type, data).with_headers(headers);
-        if let Some(ttl) = options.ttl.or(self.0.ttl) {
-            envelope = envelope.with_ttl(ttl);
-        }
-        match envelope.validate() {
-            Err(RequestError::ReservedHeader { name }) if own && name == NODE_INFO => Ok(envelope),
-            valid => valid.map(|()| envelope),
-        }
     }
 }
 
 impl Inner {
+    /// With what the client says for all requests, if it may be sent.
+    fn complete(&self, mut envelope: Envelope) -> Result<Envelope, RequestError> {
+        let shard = match envelope.key() {
+            Some("") => return Err(RequestError::KeyRequired),
+            Some(key) => shard_of_key(key, self.shards, &self.seed),
+            None => envelope.shard(),
+        };
+        if shard >= self.shards {
+            return Err(RequestError::NoSuchShard { shard, shards: self.shards });
+        }
+        let mut headers = self.headers.clone();
+        if let Some(propagate) = &self.propagate {
+            propagate(&mut headers);
+        }
+        headers.set_all(envelope.take_headers());
+        envelope = envelope.with_shard(shard).with_headers(headers);
+        if let Some(ttl) = self.ttl.filter(|_| !envelope.has_ttl()) {
+            envelope = envelope.with_ttl(ttl);
+        }
+        match envelope.validate() {
+            Err(RequestError::ReservedHeader { name }) if name == NODE_INFO => Ok(envelope),
+            valid => valid.map(|()| envelope),
+        }
+    }
+
     async fn request(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+        if envelope.idempotency_key().is_none() {
+            return self.send(envelope).await;
+        }
+        // In a box: others need not carry its state.
+        Box::pin(repeat(|copy| self.send(copy), envelope, self.repeat_after)).await
+    }
+
+    /// Sends it, once.
+    async fn send(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
         match &self.owners {
             None => self.transport.request(&Address::Shard(envelope.shard()), envelope).await,
             Some(owners) => self.ask_owner(&**owners, envelope).await,
         }
     }
 
-    async fn notify(&self, envelope: Envelope) -> Result<(), RequestError> {
+    /// Without owners it is sent once, and forgotten. With them it is a request whose answer nobody waits for: who reaches
+    /// the wrong node hears so, and asks the right one.
+    async fn notify(self: &Arc<Self>, envelope: Envelope) -> Result<(), RequestError> {
         let shard = envelope.shard();
-        let to = match &self.owners {
-            None => Address::Shard(shard),
-            // Nobody waits for its end, so it does not wait for an owner either.
-            Some(owners) => {
-                let owner = owners.owner(shard).ok_or(RequestError::NoOwner { shard, millis: 0 })?;
-                Address::Node(owner.node)
+        match &self.owners {
+            None if envelope.idempotency_key().is_none() => {
+                return self.transport.notify(&Address::Shard(shard), envelope).await;
             }
-        };
-        self.transport.notify(&to, envelope).await
+            None => {}
+            Some(owners) if owners.owner(shard).is_some() => {}
+            Some(_) => return Err(RequestError::NoOwner { shard, millis: 0 }),
+        }
+        let place = self.telling.clone().try_acquire_owned().map_err(|_| RequestError::Overloaded {
+            what: "the client, with notifications".to_owned(),
+            most: self.notifications as u64,
+        })?;
+        let client = self.clone();
+        tokio::spawn(async move {
+            let message_type = envelope.message_type().to_owned();
+            if let Err(error) = client.request(envelope).await {
+                tracing::warn!(shard, message_type, %error, "a notification failed");
+            }
+            drop(place);
+        });
+        Ok(())
     }
 
     /// Asks the owner. A node that says that it is not the owner did not run the request: then it is asked where that node
@@ -381,6 +425,39 @@ impl ScopedClient {
         self
     }
 
+    /// With a key that is the next request's own, such as a fresh random id, and **that request repeats itself**: when no answer
+    /// comes for [`repeat_after`](ClientBuilder::repeat_after), when the connection breaks or when the shard leaves its
+    /// node, it is sent again, until its time is over.
+    ///
+    /// What is guaranteed: of all copies of a request that reach one node while it has the shard, one runs; the others wait
+    /// for its answer and get it, errors of the handler included, for as long as the node
+    /// [remembers](crate::AnswersKept) it. This is also so for a request that the program itself sends again with the
+    /// same key, or that another client sends.
+    ///
+    /// What is not: when the shard moves to another node, or its node ends, the memory is gone, and a copy that comes then runs
+    /// again. A handler that must exclude this too keeps the key ([`Envelope::idempotency_key`]) with its own state, in the
+    /// same transaction as what it does.
+    ///
+    /// A notification with it repeats itself in the same way, in a task of its own.
+    ///
+    /// The same key with another message is refused ([`RequestError::IdempotencyKeyReused`]); another message type, and
+    /// the same key of another `key`, are other requests.
+    ///
+    /// ```
+    /// # async fn of(client: rendez_router::Client) -> Result<(), rendez_router::RequestError> {
+    /// let account = client.key("account-7");
+    /// // A name for this payment, made before the first try and kept until it is known what became of it.
+    /// let payment = account.with_idempotency_key("payment-5d1f0c");
+    /// let receipt = payment.request_as("Pay", "100").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_idempotency_key(mut self, key: impl AsRef<str>) -> Self {
+        self.options.idempotency_key = Some(key.as_ref().into());
+        self
+    }
+
     /// The shard that is asked.
     #[must_use]
     pub fn shard(&self) -> u32 {
@@ -395,7 +472,7 @@ impl ScopedClient {
     /// # Errors
     /// [`RequestError`].
     pub async fn request<M: Message>(&self, message: &M) -> Result<Bytes, RequestError> {
-        self.request_as(M::message_type(), encode(message)?).await
+        self.request_as(M::message_type(), encode(message, Part::Request)?).await
     }
 
     /// Tells, and waits for no answer. It may be lost.
@@ -403,7 +480,7 @@ impl ScopedClient {
     /// # Errors
     /// Why it could not be sent, as far as that is known here.
     pub async fn notify<M: Message>(&self, message: &M) -> Result<(), RequestError> {
-        self.notify_as(M::message_type(), encode(message)?).await
+        self.notify_as(M::message_type(), encode(message, Part::Request)?).await
     }
 
     /// Asks with bytes under a type's name.
@@ -415,8 +492,7 @@ impl ScopedClient {
         message_type: impl Into<Cow<'static, str>>,
         data: impl Into<Bytes>,
     ) -> Result<Bytes, RequestError> {
-        let envelope = self.envelope(message_type.into(), data.into())?;
-        self.client.0.request(envelope).await
+        self.request_envelope(Envelope::new(0, message_type, data)).await
     }
 
     /// Tells with bytes under a type's name, and waits for no answer. It may be lost.
@@ -428,8 +504,7 @@ impl ScopedClient {
         message_type: impl Into<Cow<'static, str>>,
         data: impl Into<Bytes>,
     ) -> Result<(), RequestError> {
-        let envelope = self.envelope(message_type.into(), data.into())?;
-        self.client.0.notify(envelope).await
+        self.client.notify(self.addressed(Envelope::new(0, message_type, data))).await
     }
 
     /// Who serves the shard.
@@ -446,10 +521,27 @@ impl ScopedClient {
         TypedClient { scoped: self.clone(), types: PhantomData }
     }
 
-    fn envelope(&self, message_type: Cow<'static, str>, data: Bytes) -> Result<Envelope, RequestError> {
-        match &self.to {
-            To::Key(key) => self.client.for_key(key, message_type, data, &self.options),
-            To::Shard(shard) => self.client.for_shard(*shard, message_type, data, &self.options),
+    pub(crate) async fn request_envelope(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
+        self.client.request(self.addressed(envelope)).await
+    }
+
+    /// An envelope for this key or shard, with what this client says where the envelope says nothing.
+    fn addressed(&self, mut envelope: Envelope) -> Envelope {
+        envelope = match &self.to {
+            To::Key(key) => envelope.with_key(&**key),
+            To::Shard(shard) => envelope.without_key().with_shard(*shard),
+        };
+        if !self.options.headers.is_empty() {
+            let mut headers = self.options.headers.clone();
+            headers.set_all(envelope.take_headers());
+            envelope = envelope.with_headers(headers);
+        }
+        if let Some(ttl) = self.options.ttl.filter(|_| !envelope.has_ttl()) {
+            envelope = envelope.with_ttl(ttl);
+        }
+        match &self.options.idempotency_key {
+            Some(key) if envelope.idempotency_key().is_none() => envelope.with_idempotency_key(&**key),
+            _ => envelope,
         }
     }
 }

@@ -124,10 +124,10 @@ where
         let message = serde_json::from_slice(request.data())
             .map_err(|error| RequestError::Decode { what: Part::Request, why: error.to_string() })?;
         let answer = (self.work)(ctx, message).await.map_err(|error| request_error(error.into()))?;
-        encode(&answer)
+        encode(&answer, Part::Reply)
     }
 }
 
-pub(crate) fn encode(message: &impl Serialize) -> Result<Bytes, RequestError> {
-    serde_json::to_vec(message).map(Bytes::from).map_err(|error| RequestError::Encode { why: error.to_string() })
+pub(crate) fn encode(message: &impl Serialize, what: Part) -> Result<Bytes, RequestError> {
+    serde_json::to_vec(message).map(Bytes::from).map_err(|error| RequestError::Encode { what, why: error.to_string() })
 }

@@ -32,6 +32,7 @@ pub struct Envelope {
     message_type: Text,
     data: Bytes,
     key: Option<Box<str>>,
+    idempotency_key: Option<Box<str>>,
     headers: Headers,
     created_at: Instant,
     ttl: Option<Duration>,
@@ -45,6 +46,7 @@ impl Envelope {
             message_type: message_type.into(),
             data: data.into(),
             key: None,
+            idempotency_key: None,
             headers: Headers::default(),
             created_at: Instant::now(),
             ttl: None,
@@ -70,6 +72,38 @@ impl Envelope {
     pub fn with_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.key = Some(key.into());
         self
+    }
+
+    /// With a key that is this request's own: of several copies of the request that reach the same node, while it has
+    /// the shard, one runs, and the others get its answer; see [`ScopedClient::with_idempotency_key`](crate::ScopedClient::with_idempotency_key).
+    #[must_use]
+    pub fn with_idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    pub(crate) fn with_shard(mut self, shard: u32) -> Self {
+        self.shard = shard;
+        self
+    }
+
+    pub(crate) fn with_data(mut self, data: Bytes) -> Self {
+        self.data = data;
+        self
+    }
+
+    pub(crate) fn without_key(mut self) -> Self {
+        self.key = None;
+        self
+    }
+
+    /// Whether it has a time to live at all.
+    pub(crate) fn has_ttl(&self) -> bool {
+        self.ttl.is_some()
+    }
+
+    pub(crate) fn take_headers(&mut self) -> Headers {
+        std::mem::take(&mut self.headers)
     }
 
     pub(crate) fn with_headers(mut self, headers: Headers) -> Self {
@@ -105,6 +139,13 @@ impl Envelope {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
+    }
+
+    /// The key that copies of this request share, if it has one. A handler that keeps it with what it has done can tell, also
+    /// after the shard has moved, that it has done it.
+    #[must_use]
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.idempotency_key.as_deref()
     }
 
     /// A header's value.
@@ -172,6 +213,15 @@ impl Headers {
         match self.0.iter_mut().find(|(known, _)| *known == name) {
             Some((_, before)) => *before = value,
             None => self.0.push((name, value)),
+        }
+    }
+
+    /// Sets all of another's.
+    pub(crate) fn set_all(&mut self, others: Self) {
+        if self.0.is_empty() {
+            *self = others;
+        } else {
+            others.0.into_iter().for_each(|(name, value)| self.set(name, value));
         }
     }
 

@@ -107,6 +107,25 @@ pub enum RequestError {
     /// A handler for each key was sent a request that has none.
     #[error("the handler works by key, and the request has none: send it with a key, not to a shard")]
     MissingKeyHeader,
+    /// The idempotency key was another message's before.
+    #[error("the idempotency key {key:?} came with another message before: use a fresh one for each request")]
+    IdempotencyKeyReused {
+        /// The key.
+        key: String,
+    },
+    /// The node remembers as many answers of requests with idempotency keys as it may; see
+    /// [`AnswersKept`](crate::AnswersKept).
+    #[error("the node remembers as many answers for shard {shard} as it may: nothing was done")]
+    MemoryFull {
+        /// The shard.
+        shard: u32,
+    },
+    /// An earlier copy of the request was dropped while its handler ran.
+    #[error(
+        "an earlier copy of the request was dropped while its handler ran: it may have had effects, and is not run again \
+         under this idempotency key"
+    )]
+    Interrupted,
     /// As many requests as the node takes are waiting already.
     #[error("{what} is full, with {most} waiting: nothing was done")]
     Overloaded {
@@ -136,9 +155,11 @@ pub enum RequestError {
         /// What it said.
         message: String,
     },
-    /// A message could not be written.
-    #[error("the message cannot be encoded: {why}")]
+    /// A message could not be written, or is too large to be sent.
+    #[error("{what} cannot be written: {why}")]
     Encode {
+        /// Which of the two messages.
+        what: Part,
         /// Why.
         why: String,
     },
@@ -161,7 +182,7 @@ fn held_by(holder: Option<&NodeId>) -> String {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Part {
-    /// What was sent; the handler has refused it.
+    /// What was sent; no handler has worked on it.
     Request,
     /// What was answered; the handler has run.
     Reply,
@@ -204,14 +225,50 @@ impl RequestError {
             | Self::MissingKeyHeader
             | Self::Overloaded { .. }
             | Self::UnknownMessageType { .. }
-            | Self::Encode { .. }
+            | Self::IdempotencyKeyReused { .. }
+            | Self::MemoryFull { .. }
+            | Self::Encode { what: Part::Request, .. }
             | Self::Decode { what: Part::Request, .. } => Ran::No,
             Self::HandlerTimeout { .. }
             | Self::HandlerPanicked { .. }
             | Self::OwnershipLost { .. }
+            | Self::Interrupted
             | Self::NoReply { .. }
             | Self::Disconnected { .. } => Ran::Maybe,
-            Self::Handler { .. } | Self::Decode { what: Part::Reply, .. } => Ran::Yes,
+            Self::Handler { .. } | Self::Encode { what: Part::Reply, .. } | Self::Decode { what: Part::Reply, .. } => {
+                Ran::Yes
+            }
+        }
+    }
+
+    /// The error of a handler that may have passed on that of a request of its own: who could not be reached was not the
+    /// handler, which has run. Its caller, or the client on its behalf, would try again.
+    pub(crate) fn said_by_handler(self) -> Self {
+        match self {
+            Self::TransportClosed
+            | Self::NoShardSubscriber { .. }
+            | Self::NoSuchShard { .. }
+            | Self::NoSuchNode { .. }
+            | Self::NotOwner { .. }
+            | Self::NoOwner { .. }
+            | Self::OwnershipLost { .. }
+            | Self::NoReply { .. }
+            | Self::Disconnected { .. }
+            | Self::ReservedHeader { .. }
+            | Self::KeyRequired
+            | Self::IdempotencyKeyReused { .. }
+            | Self::MemoryFull { .. }
+            | Self::Interrupted => Self::Handler { message: self.to_string(), code: None },
+            // A handler's own, or one that it may give as its own: nothing was done.
+            Self::EnvelopeExpired
+            | Self::HandlerTimeout { .. }
+            | Self::MissingKeyHeader
+            | Self::Overloaded { .. }
+            | Self::UnknownMessageType { .. }
+            | Self::Handler { .. }
+            | Self::HandlerPanicked { .. }
+            | Self::Encode { .. }
+            | Self::Decode { .. } => self,
         }
     }
 

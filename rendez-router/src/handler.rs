@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use crate::{Envelope, RequestError};
 
-/// Any error, as handlers return it. A [`RequestError`] in it reaches the caller as it is; of others, the text does.
+/// Any error, as handlers return it. A [`RequestError`] in it reaches the caller as it is, unless it says that somebody was
+/// not reached: then it is of a request that the handler made, and its text is the handler's own error. Of other errors
+/// the text reaches the caller.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
 /// Answers requests. One handler serves all shards of a node, many requests at once.

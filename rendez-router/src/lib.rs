@@ -32,7 +32,9 @@
 //! # What to know
 //!
 //! - **At most once.** A request is sent once. [`RequestError::ran`] says of each failure whether the handler may have
-//!   run; trying again is the caller's decision.
+//!   run; trying again is the caller's decision. A request with an
+//!   [idempotency key](ScopedClient::with_idempotency_key) repeats itself, and its node answers a copy with what it has
+//!   answered before.
 //! - **Time.** Every request has a time to live ([`DEFAULT_TTL`] unless it is given one), which travels with it: a node does
 //!   not begin what has expired, and drops a handler whose time is over. Nodes' clocks are not compared: what travels is
 //!   what is left.
@@ -56,8 +58,10 @@
 //!
 //! - `live`: `ServedSlots`, for nodes that serve exactly the slots that they hold by lease.
 //! - `nats`: `NatsTransport`, which carries requests over NATS.
+//! - `tower`: clients are services of `tower`, and a service can be a handler, as `ServiceHandler`.
 
 mod actor;
+mod answers;
 mod client;
 mod dispatch;
 mod envelope;
@@ -71,16 +75,22 @@ mod message;
 mod nats;
 mod node;
 mod owners;
+mod repeat;
 mod serve;
 #[cfg(feature = "live")]
 mod slots;
 pub mod testing;
+#[cfg(feature = "tower")]
+mod tower;
 mod transport;
 
 pub use actor::{Actor, ActorHandler, ActorOptions, MAILBOX_DEFAULT};
+pub use answers::{ANSWER_BYTES_KEPT_DEFAULT, ANSWERS_KEPT_DEFAULT, ANSWERS_KEPT_FOR_DEFAULT, AnswersKept};
 #[cfg(feature = "nats")]
 pub use async_nats;
-pub use client::{Client, ClientBuilder, ClientError, DEFAULT_TTL, PATIENCE_DEFAULT, ScopedClient, TypedClient};
+pub use client::{
+    Client, ClientBuilder, ClientError, DEFAULT_TTL, NOTIFICATIONS_DEFAULT, PATIENCE_DEFAULT, ScopedClient, TypedClient,
+};
 pub use dispatch::{Dispatch, typed};
 pub use envelope::{Envelope, HEADER_PREFIX, Headers};
 pub use error::{Part, Ran, RequestError};
@@ -93,7 +103,10 @@ pub use message::Message;
 pub use nats::{NatsTransport, NatsTransportBuilder, NatsTransportError};
 pub use node::{Node, NodeBuilder, NodeError, NodeInfo};
 pub use owners::{FollowedOwners, Owner, Owners};
+pub use repeat::REPEAT_AFTER_DEFAULT;
 pub use serve::{HANDLER_TIMEOUT_DEFAULT, HANDLERS_DEFAULT, WAITING_DEFAULT};
 #[cfg(feature = "live")]
 pub use slots::ServedSlots;
+#[cfg(feature = "tower")]
+pub use tower::{ServedRequest, ServiceHandler};
 pub use transport::{Address, ClientTransport, Running, ServerTransport, Subscription, Transport};

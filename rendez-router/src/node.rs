@@ -1,17 +1,20 @@
 //! A node: serves shards with a handler.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::TryFutureExt;
 use futures_util::future::join_all;
 use rendez_core::{NameError, NodeId};
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument, Span};
 
+use crate::answers::{Answers, AnswersKept};
 use crate::dispatch::encode;
+use crate::error::Part;
 #[cfg(feature = "live")]
 use crate::owners::Owners;
 #[cfg(feature = "live")]
@@ -50,6 +53,7 @@ pub struct NodeBuilder {
     id: Option<Result<NodeId, NameError>>,
     shards: Option<Shards>,
     handler: Option<(Arc<dyn Handler>, Closes)>,
+    kept: AnswersKept,
     #[cfg(feature = "live")]
     owners: Option<Arc<dyn Owners>>,
 }
@@ -119,6 +123,7 @@ impl Node {
             id: None,
             shards: None,
             handler: None,
+            kept: AnswersKept::default(),
             #[cfg(feature = "live")]
             owners: None,
         }
@@ -190,6 +195,13 @@ impl NodeBuilder {
         self
     }
 
+    /// How many answers of requests with an [idempotency key](crate::ScopedClient::with_idempotency_key) are remembered, and
+    /// how long.
+    pub fn answers_kept(mut self, kept: AnswersKept) -> Self {
+        self.kept = kept;
+        self
+    }
+
     /// Begins to serve.
     ///
     /// # Errors
@@ -197,11 +209,15 @@ impl NodeBuilder {
     pub async fn start(self) -> Result<Node, NodeError> {
         let shards = self.shards.ok_or(NodeError::Missing { what: "shards" })?;
         let (handler, closes) = match &shards {
-            Shards::Fixed(_) => self.handler.ok_or(NodeError::Missing { what: "handler" })?,
+            Shards::Fixed(shards) => {
+                let (handler, closes) = self.handler.ok_or(NodeError::Missing { what: "handler" })?;
+                let answers = shards.iter().map(|shard| (*shard, Answers::new(self.kept))).collect();
+                (Arc::new(Remembering { handler, answers }) as Arc<dyn Handler>, closes)
+            }
             #[cfg(feature = "live")]
             Shards::Live(_) if self.handler.is_some() => return Err(NodeError::HandlerBesideSlots),
             #[cfg(feature = "live")]
-            Shards::Live(slots) => (Arc::new(slots.handler(self.owners)) as Arc<dyn Handler>, true),
+            Shards::Live(slots) => (Arc::new(slots.handler(self.owners, self.kept)) as Arc<dyn Handler>, true),
         };
         let id = self.id.unwrap_or_else(|| NodeId::new(generated_id()))?;
         let addresses = shards.addresses(&id);
@@ -220,6 +236,34 @@ fn generated_id() -> String {
     std::iter::repeat_with(fastrand::alphanumeric)
         .take(6)
         .fold("node-".to_owned(), |id, letter| id + &letter.to_string())
+}
+
+/// The program's handler, with the answers that the node remembers for each of its shards.
+struct Remembering {
+    handler: Arc<dyn Handler>,
+    answers: HashMap<u32, Answers>,
+}
+
+impl Handler for Remembering {
+    // Written out, so that most requests carry little around.
+    fn handle<'a, 'b>(&'a self, ctx: RequestContext, request: Envelope) -> Answering<'b>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        match request.idempotency_key().and_then(|_| self.answers.get(&request.shard())) {
+            Some(answers) => Box::pin(answers.answer(&*self.handler, ctx, request)),
+            None => Box::pin(self.handler.handle(ctx, request).map_err(RequestError::said_by_handler)),
+        }
+    }
+
+    fn close<'a, 'b>(&'a self) -> Pin<Box<dyn Future<Output = ()> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        self.handler.close()
+    }
 }
 
 /// The program's handler, with what every node does itself.
@@ -258,7 +302,7 @@ impl Handler for Serving {
         Self: 'b,
     {
         if request.message_type() == NODE_INFO {
-            let info = encode(&self.info());
+            let info = encode(&self.info(), Part::Reply);
             return Box::pin(async { info });
         }
         let span = self.span(&request);

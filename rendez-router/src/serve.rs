@@ -76,19 +76,34 @@ impl Places {
     }
 
     /// Runs a handler, in a place that the caller has taken.
-    pub(crate) async fn run(&self, handler: &dyn Handler, envelope: Envelope) -> Result<Bytes, RequestError> {
+    pub(crate) fn run<'a>(
+        &self,
+        handler: &'a dyn Handler,
+        envelope: Envelope,
+    ) -> impl Future<Output = Result<Bytes, RequestError>> + Send + use<'a> {
         let (now, expires_at) = (Instant::now(), envelope.expires_at());
-        if expires_at.is_some_and(|at| at <= now) {
-            return Err(RequestError::EnvelopeExpired);
-        }
         let deadline = now.checked_add(self.bounds.handler_timeout).into_iter().chain(expires_at).min();
         let deadline = deadline.unwrap_or(now + FAR);
-        let work = handler.handle(RequestContext::new(deadline), envelope);
+        // Not in the future: it need not carry the envelope.
+        let work = if expires_at.is_some_and(|at| at <= now) {
+            Err(RequestError::EnvelopeExpired)
+        } else {
+            Ok(handler.handle(RequestContext::new(deadline), envelope))
+        };
+        async move { Self::work(work?, now, deadline).await }
+    }
+
+    async fn work(
+        work: impl Future<Output = Result<Bytes, RequestError>>,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Bytes, RequestError> {
         let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
         // Many handlers answer at once: they need no timer.
         let worked = match poll!(&mut work) {
             Poll::Ready(worked) => Ok(worked),
-            Poll::Pending => timeout_at(deadline, work).await,
+            // In a box, so that those who answer at once do not carry it around.
+            Poll::Pending => Box::pin(timeout_at(deadline, work)).await,
         };
         match worked {
             Ok(Ok(answer)) => answer,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use rendez::{Runner, RunnerFactory, SlotContext, SlotLease};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::answers::{Answers, AnswersKept};
 use crate::owners::Owners;
 use crate::transport::Running;
 use crate::{BoxError, Envelope, Handler, RequestContext, RequestError};
@@ -75,6 +76,8 @@ struct Registry {
 struct Served {
     lease: SlotLease,
     handler: Arc<dyn Handler>,
+    /// They go with the tenure; the bounds are the node's, which may not be there yet.
+    answers: OnceLock<Answers>,
     running: Running,
     abort: CancellationToken,
 }
@@ -106,8 +109,8 @@ impl ServedSlots {
     }
 
     /// What a node does with a request.
-    pub(crate) fn handler(&self, owners: Option<Arc<dyn Owners>>) -> impl Handler {
-        Admitting { registry: self.0.clone(), owners }
+    pub(crate) fn handler(&self, owners: Option<Arc<dyn Owners>>, kept: AnswersKept) -> impl Handler {
+        Admitting { registry: self.0.clone(), owners, kept }
     }
 }
 
@@ -126,6 +129,7 @@ impl Registry {
 struct Admitting {
     registry: Arc<Registry>,
     owners: Option<Arc<dyn Owners>>,
+    kept: AnswersKept,
 }
 
 #[async_trait]
@@ -138,10 +142,11 @@ impl Handler for Admitting {
             let (holder, token) = owner.map(|owner| (owner.node, owner.token)).unzip();
             return Err(RequestError::NotOwner { shard, holder, token });
         };
+        let answers = slot.answers.get_or_init(|| Answers::new(self.kept));
         tokio::select! {
             biased;
             () = slot.abort.cancelled() => Err(RequestError::OwnershipLost { shard }),
-            answer = slot.handler.handle(ctx.under(slot.lease.clone()), request) => answer,
+            answer = answers.answer(&*slot.handler, ctx.under(slot.lease.clone()), request) => answer,
         }
     }
 }
@@ -166,9 +171,12 @@ impl Runner for Serving {
         let slot = Arc::new(Served {
             lease: ctx.lease().clone(),
             handler,
+            answers: OnceLock::new(),
             running: Running::default(),
             abort: CancellationToken::new(),
         });
+        // Also when this is dropped with its runtime: requests may run in tasks that do not end with it.
+        let _aborts = slot.abort.clone().drop_guard();
         let registered = Registered::new(&self.0, &slot);
         ctx.cancelled().await;
         drop(registered);

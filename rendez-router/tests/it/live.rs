@@ -9,8 +9,9 @@ use bytes::Bytes;
 use rendez::{Coordinator, EngineConfig, Handle, LeaseStore, MemoryStore, SlotContext};
 use rendez_core::FencingToken;
 use rendez_router::*;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
+use crate::cluster::{self, Carrier};
 use crate::{LONG, until};
 
 const UNITS: u32 = 12;
@@ -259,6 +260,113 @@ async fn the_wrong_node_refuses_and_points_to_the_owner() {
     two.shutdown().await;
 }
 
+/// Owners as somebody knows them who has not heard of anything for long.
+struct Stale(watch::Sender<u64>, &'static str);
+
+impl Owners for Stale {
+    fn owner(&self, _: u32) -> Option<Owner> {
+        Some(Owner { node: self.1.parse().unwrap(), token: FencingToken::new(1) })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+#[tokio::test]
+async fn a_notification_that_reaches_the_wrong_node_is_tried_at_the_owner() {
+    let (store, transport, sink) = (MemoryStore::new(), MemoryTransport::new(), Sink::default());
+    let one = Member::start(&store, transport.clone(), "node-1", config(), adding(&sink)).await;
+    until("one has all", || one.slots.shards().len() == UNITS as usize).await;
+    let two = Member::start(&store, transport.clone(), "node-2", config(), adding(&sink)).await;
+    until("both share", || two.slots.shards().len() == 6 && one.slots.shards().len() == 6).await;
+    let stale = Stale(watch::Sender::new(0), "node-1");
+    let client = Client::builder(transport.clone(), UNITS).owners(stale).patience(LONG).ttl(LONG).build().unwrap();
+    for shard in 0..UNITS {
+        client.notify_shard(shard, "Add", "").await.unwrap();
+    }
+    until("all have run", || sink.total() == u64::from(UNITS)).await;
+    let slots = sink.0.lock().unwrap().clone();
+    assert!((0..UNITS).all(|shard| slots[&shard].1 == 1), "{slots:?}");
+    // Nobody waits, so it is bounded how many there are.
+    let nobody = Stale(watch::Sender::new(0), "node-3");
+    let client = Client::builder(transport, UNITS).owners(nobody).patience(LONG).max_notifications(2).build().unwrap();
+    for _ in 0..2 {
+        client.notify_shard(3, "Add", "").await.unwrap();
+    }
+    let full = RequestError::Overloaded { what: "the client, with notifications".to_owned(), most: 2 };
+    assert_eq!(client.notify_shard(3, "Add", "").await, Err(full));
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
+async fn notifications_while_slots_move<T, F>(transport: impl Fn() -> F)
+where
+    T: Transport,
+    F: Future<Output = T>,
+{
+    const EACH: u64 = 400;
+    let (store, sink) = (MemoryStore::new(), Sink::default());
+    let client = Client::builder(transport().await, UNITS).owners(owners(&store)).patience(LONG).ttl(LONG);
+    let client = client.build().unwrap();
+    let mut now = Member::start(&store, transport().await, "node-0", config(), adding(&sink)).await;
+    until("it has all", || now.slots.shards().len() == UNITS as usize).await;
+    // The client may hear of it a moment later.
+    while client.request_shard(0, "Add", "").await.is_err() {}
+    let begun = sink.total();
+    for number in 1..4 {
+        let telling = tokio::spawn({
+            let client = client.clone();
+            async move {
+                for told in 0..EACH {
+                    client.notify_key(&format!("user-{told}"), "Add", "").await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        let new = Member::start(&store, transport().await, &format!("node-{number}"), config(), adding(&sink)).await;
+        until("the new one has a part", || !new.slots.shards().is_empty()).await;
+        std::mem::replace(&mut now, new).shutdown().await;
+        telling.await.unwrap();
+    }
+    until("all have run", || sink.total() >= begun + 3 * EACH).await;
+    now.shutdown().await;
+    assert_eq!(sink.total(), begun + 3 * EACH);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_notification_is_lost_while_slots_move() {
+    let transport = MemoryTransport::new();
+    notifications_while_slots_move(|| std::future::ready(transport.clone())).await;
+}
+
+#[cfg(feature = "nats")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_notification_is_lost_while_slots_move_over_nats() {
+    let place = crate::nats::Place::new().await;
+    notifications_while_slots_move(|| place.transport()).await;
+}
+
+/// An idempotency key is the node's to remember, for as long as it has the slot, and the handler's beyond that.
+#[tokio::test]
+async fn answers_are_remembered_for_one_tenure_of_a_slot() {
+    let (store, transport, sink) = (MemoryStore::new(), MemoryTransport::new(), Sink::default());
+    let one = Member::start(&store, transport.clone(), "node-1", config(), adding(&sink)).await;
+    until("one has all", || one.slots.shards().len() == UNITS as usize).await;
+    let client = Client::builder(transport.clone(), UNITS).owners(owners(&store)).patience(LONG).ttl(LONG);
+    let once = client.build().unwrap().shard(3).with_idempotency_key("k");
+    for _ in 0..2 {
+        assert_eq!(once.request_as("Add", "").await.unwrap(), "1");
+    }
+    let two = Member::start(&store, transport, "node-2", config(), adding(&sink)).await;
+    one.shutdown().await;
+    for _ in 0..2 {
+        assert_eq!(once.request_as("Add", "").await.unwrap(), "2");
+    }
+    assert_eq!(sink.total(), 2);
+    two.shutdown().await;
+}
+
 #[tokio::test]
 async fn slots_have_handlers_of_their_own() {
     let node = Node::builder(MemoryTransport::new()).slots(adding(&Sink::default())).handler(crate::echo);
@@ -311,6 +419,30 @@ async fn a_request_that_outlasts_the_stop_budget_is_dropped() {
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
     assert_eq!(request.await.unwrap(), Err(RequestError::OwnershipLost { shard: 3 }));
     member.node.shutdown().await;
+}
+
+/// In memory a handler runs in its caller's task, which does not end with the node's runtime.
+#[tokio::test]
+async fn a_node_that_dies_takes_its_requests_along() {
+    let (store, transport, begun) = (MemoryStore::new(), MemoryTransport::new(), Arc::new(AtomicUsize::new(0)));
+    let counted = begun.clone();
+    let slots = ServedSlots::new(move |_: SlotContext| {
+        let begun = counted.clone();
+        async move {
+            Ok::<_, BoxError>(move |_: RequestContext, _: Envelope| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<Result<Bytes, BoxError>>()
+            })
+        }
+    });
+    let carrier = Carrier::Memory(transport.clone());
+    let member = cluster::Member::start(&store, &carrier, "node-1".to_owned(), slots).await.unwrap();
+    until("it has all", || member.held() == cluster::SLOTS as usize).await;
+    let client = Client::builder(transport, cluster::SLOTS).owners(owners(&store)).ttl(LONG).build().unwrap();
+    let request = tokio::spawn(async move { client.request_shard(3, "Wait", "").await });
+    until("it runs", || begun.load(Ordering::SeqCst) == 1).await;
+    member.kill();
+    assert_eq!(request.await.unwrap(), Err(RequestError::OwnershipLost { shard: 3 }));
 }
 
 /// A slot that leaves waits for its requests, and its handler is closed before the lease is handed over.

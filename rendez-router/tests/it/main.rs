@@ -1,7 +1,14 @@
 //! Requests over the transport in memory, from client to handler and back.
 
 mod actors;
+#[cfg(feature = "live")]
+mod cluster;
+#[cfg(feature = "live")]
+mod faults;
+mod idempotency;
 mod keys;
+#[cfg(feature = "live")]
+mod ledger;
 #[cfg(feature = "live")]
 mod live;
 mod memory;
@@ -9,6 +16,8 @@ mod messages;
 #[cfg(feature = "nats")]
 mod nats;
 mod nodes;
+#[cfg(feature = "tower")]
+mod tower;
 
 use std::sync::Arc;
 use std::time::Duration;

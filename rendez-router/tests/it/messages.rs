@@ -99,7 +99,11 @@ fn every_error_survives_the_way_back() {
         RequestError::Handler { message: text("no"), code: None },
         RequestError::handler("code", "no"),
         RequestError::HandlerPanicked { message: text("no") },
-        RequestError::Encode { why: text("no") },
+        RequestError::Encode { what: Part::Request, why: text("no") },
+        RequestError::Encode { what: Part::Reply, why: text("no") },
+        RequestError::IdempotencyKeyReused { key: text("k") },
+        RequestError::MemoryFull { shard: 3 },
+        RequestError::Interrupted,
         RequestError::Decode { what: Part::Request, why: text("no") },
         RequestError::Decode { what: Part::Reply, why: text("no") },
     ] {

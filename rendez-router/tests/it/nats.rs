@@ -32,6 +32,12 @@ impl Place {
         Self { server, prefix: format!("test.{:016x}", fastrand::u64(..)) }
     }
 
+    /// The server's address, and the prefix.
+    #[cfg(feature = "live")]
+    pub(crate) fn address(&self) -> (String, String) {
+        (self.server.url(), self.prefix.clone())
+    }
+
     async fn connect(&self) -> async_nats::Client {
         // Requests that are sent while the client connects anew wait for it.
         let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
@@ -116,7 +122,8 @@ async fn errors_arrive_as_they_were() {
     let panicked = RequestError::HandlerPanicked { message: "told to".to_owned() };
     assert_eq!(client.request_key("a", "panic", "").await, Err(panicked));
     let error = client.request_key("a", "large", "").await.unwrap_err();
-    assert!(error.to_string().contains("the answer is too large"), "{error}");
+    assert!(error.to_string().contains("the reply cannot be written: it is too large"), "{error}");
+    assert_eq!(error.ran(), Ran::Yes);
     let error = client.request_key("a", "own", vec![1; 2 << 20]).await.unwrap_err();
     assert!(matches!(error, RequestError::Encode { .. }), "{error}");
 }
