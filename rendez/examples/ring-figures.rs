@@ -1,8 +1,8 @@
 //! What a ring of five nodes, 8 virtual nodes and 1024 partitions costs PostgreSQL, and how it behaves: prints figures.
 //!
-//! `cargo run -p rendez --features postgres --example ring-figures [SESSION_TTL_SECONDS [CONNECTIONS]]`: starts a PostgreSQL
-//! of its own, on this machine. Each node has a store, and so connections, of its own, or all share one store of so many
-//! connections; all are tasks of this process. Every partition has
+//! `cargo run -p rendez --features postgres --example ring-figures [SESSION_TTL_SECONDS [CONNECTIONS [NODES]]]`: starts a
+//! PostgreSQL of its own, on this machine. Each node has a store, and so connections, of its own, or all share one store of
+//! so many connections; all are tasks of this process. Every partition has
 //! a runner that writes down when it runs; that no partition ran twice is judged from that at the end.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use rendez_testkit::clock;
 use rendez_testkit::records::{Record, RecordKind};
 use rendez_testkit::servers::PostgresServer;
 
-const NODES: u32 = 5;
+const NODES_DEFAULT: u32 = 5;
 const PARTITIONS: usize = 1024;
 const RING: &str = "figures";
 
@@ -72,19 +72,21 @@ impl Records {
 async fn main() -> Result<(), BoxError> {
     let ttl = Duration::from_secs(std::env::args().nth(1).map_or(Ok(30), |word| word.parse())?);
     let shared = std::env::args().nth(2).map(|word| word.parse::<usize>()).transpose()?;
-    let server = PostgresServer::builder().start().await?;
+    let nodes = std::env::args().nth(3).map_or(Ok(NODES_DEFAULT), |word| word.parse())?;
+    // Each node listens on one, beside those for requests.
+    let server = PostgresServer::builder().config(format!("max_connections = {}", 100 + nodes * 5)).start().await?;
     let stores = match shared {
         Some(connections) => Stores::Shared(connect(&server, connections).await?),
         None => Stores::OneANode(server.url()),
     };
     let records = Records::default();
     println!(
-        "{NODES} nodes, 8 virtual nodes, {PARTITIONS} partitions, session TTL {ttl:?}; PostgreSQL on this machine\n"
+        "{nodes} nodes, 8 virtual nodes, {PARTITIONS} partitions, session TTL {ttl:?}; PostgreSQL on this machine\n"
     );
 
     let begin = Instant::now();
     let starts =
-        (1..=NODES).map(|number| tokio::spawn(start(stores.clone(), format!("n{number}"), ttl, records.clone())));
+        (1..=nodes).map(|number| tokio::spawn(start(stores.clone(), format!("n{number}"), ttl, records.clone())));
     let mut rings = Vec::new();
     for start in starts.collect::<Vec<_>>() {
         rings.push(start.await??);
@@ -95,7 +97,8 @@ async fn main() -> Result<(), BoxError> {
     println!("   every partition with the node that the plan names after {:.2?}", begin.elapsed());
     let counts: BTreeMap<_, _> =
         rings.iter().map(|ring| (ring.node().clone(), ring.owned_partitions().len())).collect();
-    println!("   {counts:?}");
+    let (least, most) = (counts.values().min().unwrap_or(&0), counts.values().max().unwrap_or(&0));
+    println!("   a node has {least} to {most}");
     let mut place = records.judge("start", 0);
 
     // What the start has left to say is said by then.
@@ -112,11 +115,11 @@ async fn main() -> Result<(), BoxError> {
     println!("   connections, with this question's own: {connections}");
 
     let begin = Instant::now();
-    let sixth = start(stores.clone(), "n6".to_owned(), ttl, records.clone()).await?;
+    let sixth = start(stores.clone(), format!("n{}", nodes + 1), ttl, records.clone()).await?;
     rings.push(sixth);
     at_rest(&server, &rings).await?;
-    let has = rings[NODES as usize].owned_partitions().len();
-    println!("3. a sixth joins: it has its {has} partitions after {:.1?}", begin.elapsed());
+    let has = rings[nodes as usize].owned_partitions().len();
+    println!("3. one more joins: it has its {has} partitions after {:.1?}", begin.elapsed());
     place = records.judge("join", place);
 
     let begin = Instant::now();

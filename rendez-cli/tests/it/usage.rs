@@ -115,7 +115,7 @@ fn help_names_the_commands_for_people_and_not_the_helpers() {
     let output = rendez(&["--help"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for command in ["agent", "status", "predict", "explain", "demo"] {
+    for command in ["agent", "status", "predict", "explain", "ring", "demo"] {
         assert!(text.contains(command), "{text}");
     }
     for helper in ["guardian", "keeper", "exec-child"] {
