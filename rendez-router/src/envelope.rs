@@ -87,6 +87,7 @@ impl Envelope {
         self
     }
 
+    #[cfg(feature = "nats")]
     pub(crate) fn with_data(mut self, data: Bytes) -> Self {
         self.data = data;
         self
