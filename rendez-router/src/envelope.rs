@@ -87,11 +87,6 @@ impl Envelope {
         self
     }
 
-    pub(crate) fn with_data(mut self, data: Bytes) -> Self {
-        self.data = data;
-        self
-    }
-
     pub(crate) fn without_key(mut self) -> Self {
         self.key = None;
         self

@@ -432,17 +432,17 @@ fn read(to: &Address, message: Message) -> Result<Envelope, RequestError> {
     let mut words = line.split(' ');
     let ttl = words.next().and_then(|ttl| ttl.parse().ok());
     let ttl = ttl.ok_or_else(|| unreadable("its first line does not begin with a number of milliseconds"))?;
-    let message_type = words.next().ok_or_else(|| unreadable("its first line says no type"))?;
+    let message_type = words.next().map(unescaped).ok_or_else(|| unreadable("its first line says no type"))?;
+    let (mut key, mut idempotency_key) = (None, None);
     let mut shard = match to {
         Address::Shard(shard) => Some(*shard),
         Address::Node(_) => None,
     };
-    let mut envelope = Envelope::new(0, unescaped(message_type), Bytes::new()).with_ttl(Duration::from_millis(ttl));
     for word in words {
-        if let Some(key) = word.strip_prefix(KEY) {
-            envelope = envelope.with_key(unescaped(key));
-        } else if let Some(key) = word.strip_prefix(IDEMPOTENCY_KEY) {
-            envelope = envelope.with_idempotency_key(unescaped(key));
+        if let Some(word) = word.strip_prefix(KEY) {
+            key = Some(unescaped(word));
+        } else if let Some(word) = word.strip_prefix(IDEMPOTENCY_KEY) {
+            idempotency_key = Some(unescaped(word));
         } else if let Some(number) = word.strip_prefix(SHARD) {
             shard = shard.or_else(|| number.parse().ok());
         }
@@ -450,7 +450,13 @@ fn read(to: &Address, message: Message) -> Result<Envelope, RequestError> {
     }
     let shard = shard.ok_or_else(|| unreadable("its first line says no shard"))?;
     data.advance(end + 1);
-    envelope = envelope.with_shard(shard).with_data(data);
+    let mut envelope = Envelope::new(shard, message_type, data).with_ttl(Duration::from_millis(ttl));
+    if let Some(key) = key {
+        envelope = envelope.with_key(key);
+    }
+    if let Some(key) = idempotency_key {
+        envelope = envelope.with_idempotency_key(key);
+    }
     for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
         let name: &str = name.as_ref();
         if let Some(value) = values.last() {
