@@ -222,8 +222,8 @@ impl Client {
 
     /// Tells whoever serves the key's shard, and waits for no answer. It may be lost.
     ///
-    /// With [`owners`](ClientBuilder::owners) it is tried again, in a task of its own, as a request is: it finds the owner of a
-    /// slot that moves. What becomes of it then is told to `tracing`. It runs once at most.
+    /// With [`owners`](ClientBuilder::owners) it is tried again, in a task of its own, as a request is: it finds the owner of
+    /// a slot that moves. What becomes of it then is told to `tracing`. It runs once at most.
     ///
     /// # Errors
     /// Why it could not be sent, as far as that is known here.
@@ -262,8 +262,8 @@ impl Client {
         self.notify(Envelope::new(shard, message_type, data)).await
     }
 
-    /// Asks with an envelope that the program has made. A key says which shard it is for; without one the envelope does. The
-    /// client's headers and its time to live are added where the envelope has none. Dropping the future: see
+    /// Asks with an envelope that the program has made. A key says which shard it is for; without one the envelope does.
+    /// The client's headers and its time to live are added where the envelope has none. Dropping the future: see
     /// [`ClientTransport::request`].
     ///
     /// # Errors
@@ -425,17 +425,17 @@ impl ScopedClient {
         self
     }
 
-    /// With a key that is the next request's own, such as a fresh random id, and **that request repeats itself**: when no answer
-    /// comes for [`repeat_after`](ClientBuilder::repeat_after), when the connection breaks or when the shard leaves its
-    /// node, it is sent again, until its time is over.
+    /// With a key that is the next request's own, such as a fresh random id, and **that request repeats itself**: when no
+    /// answer comes for [`repeat_after`](ClientBuilder::repeat_after), when the connection breaks or when the shard leaves
+    /// its node, it is sent again, until its time is over.
     ///
     /// What is guaranteed: of all copies of a request that reach one node while it has the shard, one runs; the others wait
     /// for its answer and get it, errors of the handler included, for as long as the node
     /// [remembers](crate::AnswersKept) it. This is also so for a request that the program itself sends again with the
     /// same key, or that another client sends.
     ///
-    /// What is not: when the shard moves to another node, or its node ends, the memory is gone, and a copy that comes then runs
-    /// again. A handler that must exclude this too keeps the key ([`Envelope::idempotency_key`]) with its own state, in the
+    /// What is not: when the shard moves to another node, or its node ends, the memory is gone, and a copy that comes then
+    /// runs again. A handler that must exclude this too keeps the key ([`Envelope::idempotency_key`]) with its own state, in the
     /// same transaction as what it does.
     ///
     /// A notification with it repeats itself in the same way, in a task of its own.

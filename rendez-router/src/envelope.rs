@@ -75,7 +75,8 @@ impl Envelope {
     }
 
     /// With a key that is this request's own: of several copies of the request that reach the same node, while it has
-    /// the shard, one runs, and the others get its answer; see [`ScopedClient::with_idempotency_key`](crate::ScopedClient::with_idempotency_key).
+    /// the shard, one runs, and the others get its answer; see
+    /// [`ScopedClient::with_idempotency_key`](crate::ScopedClient::with_idempotency_key).
     #[must_use]
     pub fn with_idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.idempotency_key = Some(key.into());
@@ -84,12 +85,6 @@ impl Envelope {
 
     pub(crate) fn with_shard(mut self, shard: u32) -> Self {
         self.shard = shard;
-        self
-    }
-
-    #[cfg(feature = "nats")]
-    pub(crate) fn with_data(mut self, data: Bytes) -> Self {
-        self.data = data;
         self
     }
 
@@ -142,8 +137,8 @@ impl Envelope {
         self.key.as_deref()
     }
 
-    /// The key that copies of this request share, if it has one. A handler that keeps it with what it has done can tell, also
-    /// after the shard has moved, that it has done it.
+    /// The key that copies of this request share, if it has one. A handler that keeps it with what it has done can tell,
+    /// also after the shard has moved, that it has done it.
     #[must_use]
     pub fn idempotency_key(&self) -> Option<&str> {
         self.idempotency_key.as_deref()

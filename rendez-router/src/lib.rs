@@ -42,9 +42,9 @@
 //!   tell; see [`ClientTransport::request`].
 //! - **Backpressure.** Everything that queues is bounded. Who finds a queue full is told so at once
 //!   ([`RequestError::Overloaded`]), and nothing was done.
-//! - **Reserved names.** Headers and message types that begin with [`HEADER_PREFIX`] are the library's own: the key, the
-//!   time to live and the message's type travel so over transports that know only headers. A user's header of that
-//!   name would be taken for one of them, so it is refused ([`Envelope::validate`]).
+//! - **Reserved names.** Headers and message types that begin with [`HEADER_PREFIX`] are the library's own, for what it says
+//!   itself over transports that know only headers. A user's header of that name would be taken for one of them, so it is
+//!   refused ([`Envelope::validate`]).
 //! - **Order.** Requests of one caller may overtake each other. [`ActorHandler`] works on one message of a key at a time, in the
 //!   order of their arrival.
 //!

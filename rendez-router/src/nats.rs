@@ -21,6 +21,7 @@ use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Part;
 use crate::serve::{Bounds, Places, millis};
@@ -290,15 +291,20 @@ struct Served {
 impl Served {
     /// Answers one message; for a task of its own. What is read and called at once, and what is in a box, the task need not
     /// carry: it is moved several times before it runs.
-    fn answer(self: Arc<Self>, mut message: Message) -> impl Future<Output = ()> + Send {
+    fn answer(self: Arc<Self>, mut message: Message, counted: TaskTrackerToken) -> impl Future<Output = ()> + Send {
         let reply = message.reply.take();
         let envelope = read(&self.to, message);
         async move {
-            let answer = match envelope {
-                Ok(envelope) => self.run(envelope).await,
-                Err(error) => Err(error),
+            let (_counted, places, to) = (counted, &self.shared.places, &self.to);
+            let place = match (&envelope, places.free()) {
+                (Ok(envelope), None) => Box::pin(places.wait(envelope.expires_at())).await,
+                (Err(error), _) => Err(error.clone()),
+                (Ok(_), Some(place)) => Ok(place),
             };
-            let to = &self.to;
+            let answer = match (place, envelope) {
+                (Ok(_place), Ok(envelope)) => places.run(&*self.handler, envelope).await,
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
             let Some(reply) = reply else {
                 if let Err(error) = answer {
                     tracing::warn!(?to, %error, "a notification failed");
@@ -310,15 +316,6 @@ impl Served {
             }
         }
     }
-
-    async fn run(&self, envelope: Envelope) -> Result<Bytes, RequestError> {
-        let places = &self.shared.places;
-        let _place = match places.free() {
-            Some(place) => place,
-            None => Box::pin(places.wait(envelope.expires_at())).await?,
-        };
-        places.run(&*self.handler, envelope).await
-    }
 }
 
 /// Gives what comes to the handler, until the subscription has ended, all that had come before is answered, and the answers
@@ -329,11 +326,7 @@ async fn receive(served: &Arc<Served>, mut messages: Subscriber, end: &Cancellat
         if message.headers.as_ref().is_some_and(|headers| headers.get(FILLER).is_some()) {
             return;
         }
-        let (answer, counted) = (served.clone().answer(message), answers.one());
-        tokio::spawn(async move {
-            answer.await;
-            drop(counted);
-        });
+        tokio::spawn(served.clone().answer(message, answers.one()));
     };
     // Made once: it takes a lock.
     let mut ended = pin!(end.cancelled());
@@ -439,17 +432,17 @@ fn read(to: &Address, message: Message) -> Result<Envelope, RequestError> {
     let mut words = line.split(' ');
     let ttl = words.next().and_then(|ttl| ttl.parse().ok());
     let ttl = ttl.ok_or_else(|| unreadable("its first line does not begin with a number of milliseconds"))?;
-    let message_type = words.next().ok_or_else(|| unreadable("its first line says no type"))?;
+    let message_type = words.next().map(unescaped).ok_or_else(|| unreadable("its first line says no type"))?;
+    let (mut key, mut idempotency_key) = (None, None);
     let mut shard = match to {
         Address::Shard(shard) => Some(*shard),
         Address::Node(_) => None,
     };
-    let mut envelope = Envelope::new(0, unescaped(message_type), Bytes::new()).with_ttl(Duration::from_millis(ttl));
     for word in words {
-        if let Some(key) = word.strip_prefix(KEY) {
-            envelope = envelope.with_key(unescaped(key));
-        } else if let Some(key) = word.strip_prefix(IDEMPOTENCY_KEY) {
-            envelope = envelope.with_idempotency_key(unescaped(key));
+        if let Some(word) = word.strip_prefix(KEY) {
+            key = Some(unescaped(word));
+        } else if let Some(word) = word.strip_prefix(IDEMPOTENCY_KEY) {
+            idempotency_key = Some(unescaped(word));
         } else if let Some(number) = word.strip_prefix(SHARD) {
             shard = shard.or_else(|| number.parse().ok());
         }
@@ -457,7 +450,13 @@ fn read(to: &Address, message: Message) -> Result<Envelope, RequestError> {
     }
     let shard = shard.ok_or_else(|| unreadable("its first line says no shard"))?;
     data.advance(end + 1);
-    envelope = envelope.with_shard(shard).with_data(data);
+    let mut envelope = Envelope::new(shard, message_type, data).with_ttl(Duration::from_millis(ttl));
+    if let Some(key) = key {
+        envelope = envelope.with_key(key);
+    }
+    if let Some(key) = idempotency_key {
+        envelope = envelope.with_idempotency_key(key);
+    }
     for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
         let name: &str = name.as_ref();
         if let Some(value) = values.last() {

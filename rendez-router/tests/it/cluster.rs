@@ -284,7 +284,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Three nodes under load; one is added, one killed, one drained, one killed while another one joins.
+/// Three nodes under load; one is added, one killed, one drained, one killed and another one added in its place.
 pub(crate) async fn run(plan: Plan) -> Result<Outcome, BoxError> {
     let (store, ledger) = (MemoryStore::new(), Ledger::open());
     let mut cluster = Cluster { store, carrier: plan.carrier.clone(), ledger, members: Vec::new(), started: 0 };
@@ -311,11 +311,10 @@ pub(crate) async fn run(plan: Plan) -> Result<Outcome, BoxError> {
     cluster.members.remove(0).drain().await?;
     cluster.settled().await?;
     over("one is drained");
-    cluster.add().await?;
-    over("a fifth begins to join");
     cluster.kill();
+    cluster.add().await?;
     cluster.settled().await?;
-    over("one is killed meanwhile");
+    over("one is killed, one joins");
     cluster.answered().await?;
     load.end().await?;
     over("calm");

@@ -248,3 +248,15 @@ async fn no_key_ever_has_two_handlers() {
     assert!(lines.iter().any(|line| line.made > 1), "{lines:?}");
     assert!(lines.iter().all(|line| line.most == 1 && line.made == line.closed), "{lines:?}");
 }
+
+#[tokio::test]
+async fn it_keeps_1024_keys_unless_said_otherwise() {
+    let handler = Arc::new(KeyHandler::new(|_: String| async { Ok::<_, BoxError>(crate::echo) }));
+    let transport = MemoryTransport::new();
+    let _node = node_with(&transport, handler.clone()).await;
+    let client = client(&transport);
+    for key in 0..1030 {
+        client.request_key(&key.to_string(), "Get", "").await.unwrap();
+    }
+    until("the others are closed", || handler.len() == 1024).await;
+}

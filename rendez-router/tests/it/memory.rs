@@ -120,6 +120,28 @@ async fn a_handler_that_takes_too_long_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bounds_that_nobody_set() {
+    let transport = MemoryTransport::new();
+    let gate = Gate::default();
+    let _node = node(&transport, gate.handler()).await;
+    let endless = Client::builder(transport.clone(), 16).ttl(None).build().unwrap();
+    let begun = Instant::now();
+    let requests: Vec<_> = (0..101)
+        .map(|_| {
+            let client = endless.clone();
+            tokio::spawn(async move { client.request_shard(1, "Get", "").await })
+        })
+        .collect();
+    until("100 run", || gate.inside() == 100).await;
+    assert_eq!(transport.running(), 100);
+    for request in requests {
+        assert_eq!(request.await.unwrap(), Err(RequestError::HandlerTimeout { millis: 30_000 }));
+    }
+    // The last one began when the others had gone.
+    assert_eq!((begun.elapsed(), gate.most.load(Ordering::SeqCst)), (Duration::from_secs(60), 100));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_knows_how_long_it_has() {
     let transport = MemoryTransport::new();
     let _node = node(&transport, |ctx: RequestContext, _: Envelope| async move {
