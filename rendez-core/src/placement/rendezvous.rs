@@ -11,6 +11,7 @@ use super::draft::{Draft, Owners};
 use super::field::{Field, least, most};
 use super::rescue;
 use super::score::{Rating, pair_hash};
+use super::settle::settle_idle;
 use super::world::{NONE, Place, World};
 
 /// Decides all slots of these workloads where no cap can bind.
@@ -105,22 +106,7 @@ pub(super) fn choose(world: &World, field: &Field, place: Place) -> u32 {
 
 /// Decides all slots of these workloads within the caps.
 pub(super) fn place_within_caps(draft: &mut Draft<'_>, loads: &[u32]) {
-    let world = draft.world;
-    let (mut pinned, mut free) = (Vec::new(), Vec::new());
-    for load in loads {
-        let entry = &world.loads[*load as usize];
-        for unit in 0..entry.units {
-            let place = Place { load: *load, unit };
-            draft.owners[*load as usize][unit as usize] = NONE;
-            if world.is_kept(place) && draft.has_room(*load, entry.holder(unit)) {
-                draft.put(place, entry.holder(unit));
-            } else if entry.pins.contains_key(&unit) {
-                pinned.push(place);
-            } else {
-                free.push(place);
-            }
-        }
-    }
+    let (pinned, free) = settle_idle(draft, loads);
     draft.fill(&pinned, Draft::has_room);
     let left = draft.fill(&free, Draft::has_room);
     if !left.is_empty() {

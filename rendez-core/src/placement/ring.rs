@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use super::circle;
 use super::draft::{Draft, Owners};
 use super::rescue;
+use super::settle::settle_idle;
 use super::spec::{Policy, VirtualNodes};
 use super::world::{Load, NONE, Place, World};
 
@@ -113,22 +114,7 @@ fn choose(world: &World, circle: &Circle, first: u64, place: Place) -> u32 {
 /// Decides all slots of these workloads within the caps. Those that find every node full may make others move, if they are
 /// of `movable` workloads.
 pub(super) fn place_within_caps(draft: &mut Draft<'_>, circles: &Circles, loads: &[u32], movable: &[u32]) {
-    let world = draft.world;
-    let (mut pinned, mut free) = (Vec::new(), Vec::new());
-    for load in loads {
-        let entry = &world.loads[*load as usize];
-        for unit in 0..entry.units {
-            let place = Place { load: *load, unit };
-            draft.owners[*load as usize][unit as usize] = NONE;
-            if world.is_kept(place) && draft.has_room(*load, entry.holder(unit)) {
-                draft.put(place, entry.holder(unit));
-            } else if entry.pins.contains_key(&unit) {
-                pinned.push(place);
-            } else {
-                free.push(place);
-            }
-        }
-    }
+    let (pinned, free) = settle_idle(draft, loads);
     fill(draft, circles, &pinned);
     let left = fill(draft, circles, &free);
     if !left.is_empty() {

@@ -1,6 +1,6 @@
-//! Held slots stay where they are, within the rules and caps: what the policies that do not move for nothing begin with.
+//! Which held slots stay where they are, within the rules and caps: what each policy begins with.
 //!
-//! What becomes of the slots without a place is theirs to say.
+//! What becomes of the slots without a place is the policies' to say.
 
 use super::draft::{Bid, Draft};
 use super::world::{NONE, Place};
@@ -84,4 +84,26 @@ fn shed(draft: &mut Draft<'_>, loads: &[u32], free: &mut Vec<Place>) -> bool {
         }
     }
     any
+}
+
+/// Leaves only those slots where they are whose holder takes nothing new. Returns the others, in order: those that are pinned, and
+/// those that may go anywhere.
+pub(super) fn settle_idle(draft: &mut Draft<'_>, loads: &[u32]) -> (Vec<Place>, Vec<Place>) {
+    let world = draft.world;
+    let (mut pinned, mut free) = (Vec::new(), Vec::new());
+    for load in loads {
+        let entry = &world.loads[*load as usize];
+        for unit in 0..entry.units {
+            let place = Place { load: *load, unit };
+            draft.owners[*load as usize][unit as usize] = NONE;
+            if world.is_kept(place) && draft.has_room(*load, entry.holder(unit)) {
+                draft.put(place, entry.holder(unit));
+            } else if entry.pins.contains_key(&unit) {
+                pinned.push(place);
+            } else {
+                free.push(place);
+            }
+        }
+    }
+    (pinned, free)
 }
