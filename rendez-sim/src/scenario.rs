@@ -71,6 +71,12 @@ impl Variant {
     /// The placement policy is `ring`, with 8 virtual nodes. Not drawn by seeds.
     pub const RING: u32 = 256;
 
+    /// The same with the placement policy of this bit, and no other.
+    #[must_use]
+    pub const fn with_policy(self, bit: u32) -> Self {
+        Self(self.0 & !(Self::RENDEZVOUS | Self::STICKY | Self::RING) | bit)
+    }
+
     /// Whether this is so.
     #[must_use]
     pub const fn is(self, bit: u32) -> bool {

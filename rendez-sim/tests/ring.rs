@@ -7,7 +7,7 @@ use rendez_sim::{Kind, Scenario, Variant, World};
 
 fn ring(scenario: Scenario) -> Scenario {
     // In place of the policy that the seed has drawn, beside whatever else it has.
-    Scenario { variant: Variant((scenario.variant.0 & !Variant::RENDEZVOUS) | Variant::RING), ..scenario }
+    Scenario { variant: scenario.variant.with_policy(Variant::RING), ..scenario }
 }
 
 #[test]
