@@ -30,11 +30,15 @@ async fn main() -> Result<(), BoxError> {
 
     let mut changes = election.changes();
     let told = tokio::spawn(async move {
+        let mut known = None;
         while changes.changed().await.is_ok() {
-            match &changes.borrow_and_update().leader {
+            let leader = changes.borrow_and_update().leader.clone();
+            match &leader {
+                _ if leader == known => continue, // this node has begun or ceased to lead: `work` says so
                 Some(leader) => println!("{} leads", leader.node),
                 None => println!("nobody leads"),
             }
+            known = leader;
         }
     });
     tokio::select! {
