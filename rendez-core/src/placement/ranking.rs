@@ -11,8 +11,8 @@ use super::planner::Planner;
 use super::ring;
 
 impl Planner {
-    /// Every live node as a candidate for a slot, in the order of their scores for it, the best first; of a ring, in
-    /// the order in which they come clockwise. Empty where there is no such slot to place, because its workload is paused
+    /// Every live node as a candidate for a slot, in the order of their scores for it, the best first; under the policy `sticky`
+    /// in that of their priorities before; of a ring, in the order in which they come clockwise. Empty where there is no such slot to place, because its workload is paused
     /// or does not have it.
     ///
     /// What speaks against a node is as the plan has it: a node is full if it is so once everything has gone as
