@@ -252,9 +252,7 @@ async fn what_happened_behind_a_cut_watch_is_told_also_after_a_compaction() {
     let server = EtcdServer::builder().start().await.unwrap();
     let proxy = Proxy::start(server.addr().unwrap()).await.unwrap();
     let direct = World::with(server).await;
-    let mut slow = options();
-    slow.operation_timeout = millis(800);
-    let store = EtcdStore::connect(&format!("etcd://{}", proxy.addr()), slow).await.unwrap();
+    let store = EtcdStore::connect(&format!("etcd://{}", proxy.addr()), options()).await.unwrap();
     let mut cut = World::on(store);
     let (a, b) = (cut.open("a").await, direct.open("b").await);
     for unit in 0..3 {
@@ -303,10 +301,7 @@ async fn a_compaction_alone_disturbs_nobody() {
 async fn a_stopped_leader_costs_time_but_no_session_and_its_late_answers_extend_nothing() {
     let member = EtcdServer::builder().timings(millis(100), millis(500));
     let mut cluster = EtcdCluster::builder().member(member).start().await.unwrap();
-    let mut quick = options();
-    quick.operation_timeout = millis(700);
-    let store = EtcdStore::connect(&cluster.url(), quick).await.unwrap();
-    let world = World::on(store);
+    let world = World::on(EtcdStore::connect(&cluster.url(), options()).await.unwrap());
     let old = cluster.leader().await.unwrap();
     let mut patient = options();
     patient.operation_timeout = BOUND;

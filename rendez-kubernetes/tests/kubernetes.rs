@@ -288,9 +288,7 @@ async fn each_right_of_the_manifest_is_needed_and_no_other() {
     let all = role::verbs().unwrap();
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     async fn everything(url: &str) -> Result<(), StoreError> {
-        let mut options = options();
-        options.operation_timeout = millis(1500);
-        let world = World::on(KubernetesStore::connect(url, options).await?);
+        let world = World::on(KubernetesStore::connect(url, options()).await?);
         let (a, _) = opened(world.try_open(open_request("a")).await?);
         world.store.watch(&world.cluster).await?;
         let reply = world.changes(a, vec![(slot("w/0"), NONE, acquire())]).await?;

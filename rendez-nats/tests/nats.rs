@@ -317,9 +317,7 @@ async fn a_key_deleted_by_hand_is_a_lost_session_and_heartbeats_in_flight_do_not
 #[tokio::test]
 async fn a_bucket_whose_leader_stands_still_costs_time_but_no_session() {
     let mut cluster = NatsCluster::builder().start().await.unwrap();
-    let mut brisk = options();
-    brisk.operation_timeout = millis(700);
-    let world = World::on(NatsStore::connect(&cluster.url(), brisk).await.unwrap());
+    let world = World::on(NatsStore::connect(&cluster.url(), options()).await.unwrap());
     let (a, stamp) = opened(world.try_open(open_request("a")).await.unwrap());
     let token = world.acquire(a, &slot("w/0"), FencingToken::NONE).await;
     let hosts: Vec<String> = cluster.members.iter().map(|member| member.addr().unwrap().to_string()).collect();
@@ -335,7 +333,9 @@ async fn a_bucket_whose_leader_stands_still_costs_time_but_no_session() {
     cluster.member(&old).unwrap().resume().unwrap();
     let again = until("acquiring", async || world.changes(a, vec![(slot("w/0"), token, acquire())]).await).await;
     assert!(done(again.outcomes.into_iter().next().unwrap()).token > token);
-    assert_eq!(world.beat(a).await.unwrap().stamp.generation, stamp.generation);
+    // The old leader may still be finding its place.
+    let beat = until("a heartbeat", async || world.beat(a).await).await;
+    assert_eq!((beat.stamp.generation, beat.held.count), (stamp.generation, 1));
 }
 
 #[tokio::test]
@@ -515,9 +515,7 @@ async fn a_user_with_the_documented_rights_can_do_everything_and_others_are_refu
     tokio::time::timeout(BOUND, watch.next()).await.unwrap().unwrap();
 
     for (user, what) in [("reader", "one that may not write"), ("stranger", "one of other subjects")] {
-        let mut brisk = options();
-        brisk.operation_timeout = millis(700);
-        let store = NatsStore::connect(&server.url_for(user, "word").unwrap(), brisk).await.unwrap();
+        let store = NatsStore::connect(&server.url_for(user, "word").unwrap(), options()).await.unwrap();
         let error = World::on(store).try_open(open_request("c")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fatal, "{what}: {error}");
         assert!(error.message().contains("docs/stores/nats.md"), "{error}");

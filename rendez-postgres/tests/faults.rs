@@ -77,9 +77,7 @@ async fn lost_replies_and_frozen_servers_are_ambiguous_within_the_timeout() {
     let mut world = World::new().await;
     let proxy = Proxy::start(world.server().addr().unwrap()).await.unwrap();
     let url = world.server().url().replace(&world.server().addr().unwrap().to_string(), &proxy.addr().to_string());
-    let mut short = options();
-    short.operation_timeout = millis(400);
-    world.store = PostgresStore::connect(&url, short).await.unwrap();
+    world.store = PostgresStore::connect(&url, options()).await.unwrap();
     let session = world.open("a").await;
     let at = slot("w/0");
     let kind = acquire();
@@ -91,6 +89,9 @@ async fn lost_replies_and_frozen_servers_are_ambiguous_within_the_timeout() {
     let token = done(reply.outcomes[0].clone()).token;
     assert_eq!(world.slots().await[&at].token, token);
 
+    let mut short = options();
+    short.operation_timeout = millis(400);
+    let patient = std::mem::replace(&mut world.store, PostgresStore::connect(&url, short).await.unwrap());
     world.server.as_mut().unwrap().stop().unwrap();
     for _ in 0..3 {
         let begun = Instant::now();
@@ -100,6 +101,8 @@ async fn lost_replies_and_frozen_servers_are_ambiguous_within_the_timeout() {
     }
     world.server.as_mut().unwrap().resume().unwrap();
     persist("after the freeze", async || world.beat(session).await).await;
+    world.store = patient;
+    persist("whose connection was cut before", async || world.beat(session).await).await;
 }
 
 #[tokio::test]
@@ -123,7 +126,7 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_server() {
     .await
     .unwrap();
     lock.rollback().await.unwrap();
-    store.heartbeat(&world.cluster, &world.beat_request(session)).await.unwrap();
+    persist("the row is free", async || store.heartbeat(&world.cluster, &world.beat_request(session)).await).await;
 }
 
 #[tokio::test]
