@@ -129,10 +129,16 @@ impl Oracle for AtMostOneRun {
 
 /// S6: a lease is released or transferred only when no runner of that slot, of any token, runs on the node; a session
 /// is closed by its node only when nothing runs there.
+///
+/// A store that has lost its last writes may hold an older lease of the session once more, and a request that arrives
+/// late or twice gives that one back again. It was given back at rest, which is judged where it is sent; the newer lease
+/// was taken by the loss.
 #[derive(Debug, Default)]
 pub struct GivenBackAtRest {
     running: BTreeMap<usize, BTreeMap<SlotNo, FencingToken>>,
     nodes: BTreeMap<SessionId, usize>,
+    /// The highest token of each slot that was lost.
+    lost: BTreeMap<SlotNo, FencingToken>,
 }
 
 impl Oracle for GivenBackAtRest {
@@ -156,11 +162,25 @@ impl Oracle for GivenBackAtRest {
             Fact::Opens { node, session, .. } => {
                 self.nodes.insert(*session, *node);
             }
-            Fact::Changes { slot, by: By::Release | By::Transfer, session: Some(session), before, after, .. }
-                if before.holder != after.holder =>
-            {
+            Fact::Changes { slot, by: By::Loss, before, after, .. } if after.token < before.token => {
+                let lost = self.lost.entry(*slot).or_default();
+                *lost = before.token.max(*lost);
+            }
+            Fact::Changes {
+                slot,
+                by: By::Release | By::Transfer,
+                session: Some(session),
+                named,
+                before,
+                after,
+                ..
+            } if before.holder != after.holder => {
                 let node = self.nodes.get(session).copied().unwrap_or(usize::MAX);
-                if let Some(token) = self.running.get(&node).and_then(|running| running.get(slot)) {
+                let lost = |running: FencingToken| {
+                    *named < running && self.lost.get(slot).is_some_and(|lost| *lost >= running)
+                };
+                let running = self.running.get(&node).and_then(|running| running.get(slot));
+                if let Some(token) = running.filter(|token| !lost(**token)) {
                     return Err(format!("n{node} gives {slot} back while it runs it with {token}"));
                 }
             }
@@ -582,11 +602,28 @@ mod tests {
             GivenBackAtRest::default,
             &[
                 &[opens(1), starts(1, 5), ends(1, 5), sends(), release(), closes()],
+                // An older lease is there once more, and is given back once more.
+                &[
+                    opens(1),
+                    starts(1, 7),
+                    changes(By::Loss, 0, lease(7, 1), lease(5, 1)),
+                    changes(By::Release, 1, lease(5, 1), lease(5, 0)),
+                ],
                 // The refused release of an older session changes nothing.
                 &[opens(1), starts(1, 6), changes(By::Release, 1, lease(5, 2), lease(5, 2))],
             ],
             &[
                 (&[opens(1), starts(1, 5), release()], "while it runs"),
+                (&[opens(1), starts(1, 7), changes(By::Release, 1, lease(5, 1), lease(5, 0))], "with 7"),
+                (
+                    &[
+                        opens(1),
+                        starts(1, 5),
+                        changes(By::Loss, 0, lease(7, 1), lease(5, 1)),
+                        changes(By::Release, 1, lease(5, 1), lease(5, 0)),
+                    ],
+                    "with 5",
+                ),
                 (&[opens(1), starts(1, 5), sends()], "offers to give"),
                 (&[opens(1), starts(1, 5), closes()], "closes its session"),
                 (&[opens(1), starts(1, 7), changes(By::Transfer, 1, lease(5, 1), lease(6, 2))], "with 7"),
