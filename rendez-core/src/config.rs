@@ -219,8 +219,9 @@ pub struct Stabilizers {
     pub settling: Duration,
     /// The most slots that one batch of acquisitions asks for; batches follow each other without a pause.
     pub acquire_limit: u32,
-    /// A node that has just opened its session waits this long before its first acquisition, so that nodes that
-    /// start together share the work at once.
+    /// A node that has just opened its session waits this long before its first acquisition, so that nodes that start
+    /// together share the work at once. In a cluster whose first node has just come it waits until nobody has come for
+    /// this long, but no longer than a heartbeat interval after the first.
     pub start_delay: Duration,
     /// How long a slot's first choice may leave it lying before the next in rank takes it.
     pub candidate_grace: Duration,

@@ -37,6 +37,27 @@ fn workload(name: &str, record: Option<WorkloadRecord>) -> AdminRequest {
 }
 
 #[test]
+fn nodes_that_start_one_after_another_share_the_work_at_once() {
+    let mut world = World::new(Scenario { nodes: 5, ..Scenario::default() }, false);
+    world.start_apart(Duration::from_millis(150));
+    world.run_until_so("all run", |world| world.shares().iter().sum::<usize>() == 12);
+    let shares = world.shares();
+    assert!(shares.iter().all(|share| (2..=3).contains(share)), "{shares:?}");
+    world.run_for(120);
+    assert_eq!((world.moves(), world.shares()), (0, shares));
+}
+
+#[test]
+fn a_cluster_that_starts_waits_for_more_nodes_no_longer_than_a_heartbeat_interval() {
+    let mut world = World::new(Scenario { nodes: 40, ..Scenario::default() }, false);
+    world.start_apart(Duration::from_millis(200));
+    let took = world.run_until_so("all run", |world| world.shares().iter().sum::<usize>() == 12);
+    let timing = EngineConfig::for_ttl(Duration::from_secs(10)).timing;
+    let bound = timing.heartbeat_interval + Duration::from_secs(1);
+    assert!((timing.heartbeat_interval..bound).contains(&took), "{took:?}");
+}
+
+#[test]
 fn a_drained_node_hands_everything_over_and_takes_its_share_again_when_it_may() {
     let mut world = at_rest(Scenario::default());
     let moves = world.moves();

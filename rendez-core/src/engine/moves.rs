@@ -56,13 +56,8 @@ impl Engine {
             self.tick_at = self.tick_at.min(self.quiet_until);
             return;
         }
-        let left = self.start_delay_left(now);
-        if !left.is_zero() {
-            self.tick_at = self.tick_at.min(now + left);
-            return;
-        }
         let wanted = self.view.planner().wanted_by(&node);
-        if wanted.is_empty() {
+        if wanted.is_empty() || self.waits_for_others(now) {
             return;
         }
         let mut room = self.room();

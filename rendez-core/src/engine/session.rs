@@ -282,6 +282,8 @@ impl Engine {
             Sync::Changes { .. } | Sync::NotAsked => {}
         }
         self.extend(now, sent.at + self.config.timing.validity(beat.ttl), confirmed);
+        // Whoever waits for others looks at how new this answer is, whether or not anything has changed.
+        self.plan_dirty |= self.young_until().is_some_and(|until| now < until);
         // A heartbeat that was delayed on its way may have set back what this one has told.
         self.info_dirty |= self.view.session(session).is_some_and(|record| record.info != self.info);
         for slot in &touched {

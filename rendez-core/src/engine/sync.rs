@@ -1,7 +1,5 @@
 //! Keeping the view: snapshots page by page, and hints.
 
-use std::time::Duration;
-
 use crate::Timestamp;
 use crate::store::{Change, Cursor, SnapshotPage, SnapshotRequest, Stamp, WatchHint};
 
@@ -122,10 +120,30 @@ impl Engine {
         }
     }
 
-    /// How long a just opened session leaves orphans alone: nodes that start together share the work at once.
-    pub(super) fn start_delay_left(&self, now: Timestamp) -> Duration {
-        let Phase::Open(open) = &self.phase else { return Duration::MAX };
-        let delay = if open.after_loss { Duration::ZERO } else { self.config.stabilizers.start_delay };
-        (open.opened_at + delay).since(now)
+    /// Whether a just opened session leaves orphans alone still, so that nodes that start together share the work at
+    /// once: for the start delay, and in a cluster whose first node has just come until that long after the last one, but
+    /// no longer than a heartbeat interval after the first. Then it looks once more who is there.
+    pub(super) fn waits_for_others(&mut self, now: Timestamp) -> bool {
+        let Some(until) = self.young_until().filter(|until| now < *until) else { return false };
+        let (delay, interval) = (self.config.stabilizers.start_delay, self.config.timing.heartbeat_interval);
+        let opened = || self.view.sessions().map(|(_, record)| record.opened_at);
+        let own = self.session().and_then(|(id, _)| self.view.session(id));
+        let (Some(first), Some(last), Some(own)) = (opened().min(), opened().max(), own) else { return true };
+        let begin = (own.opened_at + delay).max((last + delay).min(first + interval));
+        if self.synced_at >= begin {
+            return false;
+        }
+        self.want_sync(now + begin.since(self.view.store_now(now)));
+        // Should the store's time stand still, or no heartbeat be answered.
+        self.tick_at = self.tick_at.min(until);
+        true
+    }
+
+    /// Until when the session counts as just opened. One that follows a lost one never does.
+    pub(super) fn young_until(&self) -> Option<Timestamp> {
+        let Phase::Open(open) = &self.phase else { return None };
+        let delay = self.config.stabilizers.start_delay;
+        let young = !open.after_loss && !delay.is_zero();
+        young.then(|| open.opened_at + delay.max(self.config.timing.heartbeat_interval))
     }
 }

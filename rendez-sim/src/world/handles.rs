@@ -23,7 +23,13 @@ impl World {
 
     /// All nodes start at once, at the beginning.
     pub fn start_together(&mut self) {
-        self.nodes.iter_mut().for_each(|node| node.start_at = 0);
+        self.start_apart(Duration::ZERO);
+    }
+
+    /// The nodes start one after another, this long apart.
+    pub fn start_apart(&mut self, by: Duration) {
+        let by = by.as_nanos() as u64;
+        (0..).zip(&mut self.nodes).for_each(|(place, node)| node.start_at = place * by);
     }
 
     /// Lets this much time pass.
