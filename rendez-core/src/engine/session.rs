@@ -48,6 +48,8 @@ pub(super) struct Open {
     pub(super) opened_at: Timestamp,
     /// The last session came to its end against the node's will.
     pub(super) after_loss: bool,
+    /// It leaves orphans alone for a moment, for others may be coming.
+    pub(super) waits: bool,
     /// The heartbeat under way.
     beat: Option<SentBeat>,
     /// When the next heartbeat is due.
@@ -221,6 +223,7 @@ impl Engine {
                     deadline,
                     opened_at: now,
                     after_loss: lost.is_some(),
+                    waits: false,
                     beat: None,
                     next_beat: sent_at + interval,
                     not_before: Timestamp::ZERO,
@@ -272,6 +275,10 @@ impl Engine {
                     self.want_sync(now);
                 } else {
                     self.synced_at = synced_at;
+                    // Whoever waits for others looks at how new this answer is, whether or not anything has changed.
+                    if let Phase::Open(open) = &mut self.phase {
+                        self.plan_dirty |= std::mem::take(&mut open.waits);
+                    }
                     confirmed = self.view.digest_of(session) == beat.held;
                     if !confirmed {
                         self.take_snapshot();
@@ -282,8 +289,6 @@ impl Engine {
             Sync::Changes { .. } | Sync::NotAsked => {}
         }
         self.extend(now, sent.at + self.config.timing.validity(beat.ttl), confirmed);
-        // Whoever waits for others looks at how new this answer is, whether or not anything has changed.
-        self.plan_dirty |= self.young_until().is_some_and(|until| now < until);
         // A heartbeat that was delayed on its way may have set back what this one has told.
         self.info_dirty |= self.view.session(session).is_some_and(|record| record.info != self.info);
         for slot in &touched {

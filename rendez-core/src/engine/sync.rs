@@ -124,26 +124,27 @@ impl Engine {
     /// once: for the start delay, and in a cluster whose first node has just come until that long after the last one, but
     /// no longer than a heartbeat interval after the first. Then it looks once more who is there.
     pub(super) fn waits_for_others(&mut self, now: Timestamp) -> bool {
-        let Some(until) = self.young_until().filter(|until| now < *until) else { return false };
+        let Phase::Open(open) = &mut self.phase else { return true };
         let (delay, interval) = (self.config.stabilizers.start_delay, self.config.timing.heartbeat_interval);
-        let opened = || self.view.sessions().map(|(_, record)| record.opened_at);
-        let own = self.session().and_then(|(id, _)| self.view.session(id));
-        let (Some(first), Some(last), Some(own)) = (opened().min(), opened().max(), own) else { return true };
-        let begin = (own.opened_at + delay).max((last + delay).min(first + interval));
-        if self.synced_at >= begin {
+        // Should the store's time stand still, or no heartbeat be answered.
+        let until = open.opened_at + delay.max(interval);
+        if open.after_loss || delay.is_zero() || now >= until {
             return false;
         }
-        self.want_sync(now + begin.since(self.view.store_now(now)));
-        // Should the store's time stand still, or no heartbeat be answered.
+        let opened = || self.view.sessions().map(|(_, record)| record.opened_at);
+        let own = self.view.session(open.id).map(|record| record.opened_at);
+        let begin = opened().min().zip(opened().max()).zip(own).map(|((first, last), own)| {
+            let others = (last + delay).min(first + interval);
+            others.max(own + delay)
+        });
+        if begin.is_some_and(|begin| self.synced_at >= begin) {
+            return false;
+        }
+        open.waits = true;
         self.tick_at = self.tick_at.min(until);
+        if let Some(begin) = begin {
+            self.want_sync(now + begin.since(self.view.store_now(now)));
+        }
         true
-    }
-
-    /// Until when the session counts as just opened. One that follows a lost one never does.
-    pub(super) fn young_until(&self) -> Option<Timestamp> {
-        let Phase::Open(open) = &self.phase else { return None };
-        let delay = self.config.stabilizers.start_delay;
-        let young = !open.after_loss && !delay.is_zero();
-        young.then(|| open.opened_at + delay.max(self.config.timing.heartbeat_interval))
     }
 }
