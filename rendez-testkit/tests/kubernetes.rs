@@ -140,6 +140,23 @@ async fn leases_are_made_read_replaced_and_deleted() {
 }
 
 #[tokio::test]
+async fn kind_and_version_may_be_left_to_the_path_but_not_be_others() {
+    let server = KubernetesServer::start().await.unwrap();
+    let mut short = lease("a", "x");
+    for key in ["kind", "apiVersion"] {
+        short.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    let (status, made) = ask(&server, "POST", LEASES, &short).await;
+    assert_eq!((status, &made["kind"], &made["apiVersion"]), (201, &"Lease".into(), &"coordination.k8s.io/v1".into()));
+    for (key, value) in [("kind", "Pod"), ("apiVersion", "v1")] {
+        let mut other = lease("b", "x");
+        other[key] = value.into();
+        let (status, refusal) = ask(&server, "POST", LEASES, &other).await;
+        assert_eq!((status, &refusal["reason"]), (400, &"BadRequest".into()));
+    }
+}
+
+#[tokio::test]
 async fn lists_come_in_pages_of_one_version() {
     let server = KubernetesServer::start().await.unwrap();
     for name in ["a", "b", "c"] {

@@ -53,7 +53,9 @@ pub(super) struct Sent {
 
 impl Sent {
     pub(super) fn read(body: &Value) -> Result<Self, Refusal> {
-        if body["kind"] != "Lease" || body["apiVersion"] != "coordination.k8s.io/v1" {
+        // What the path says already need not be said: some clients leave it out.
+        let is = |key: &str, wanted: &str| body[key].is_null() || body[key] == "" || body[key] == wanted;
+        if !body.is_object() || !is("kind", "Lease") || !is("apiVersion", "coordination.k8s.io/v1") {
             return Err(Refusal::bad_request("the object provided is unrecognized"));
         }
         let metadata = &body["metadata"];
