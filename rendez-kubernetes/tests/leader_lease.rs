@@ -1,6 +1,8 @@
-//! Elections on one Lease, against a server of the Lease API: among participants of this library, and with participants of client-go.
+//! Elections on one Lease, against a server of the Lease API: among participants of this library, and with participants of client-go and
+//! of the client for Python.
 
 mod client_go;
+mod python_client;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,8 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use client_go::{Elector, Times, Told};
+use python_client::Python;
 use rendez_core::{ErrorKind, Timestamp};
 use rendez_kubernetes::k8s_openapi::api::coordination::v1::Lease;
+use rendez_kubernetes::k8s_openapi::jiff;
 use rendez_kubernetes::kube::config::{KubeConfigOptions, Kubeconfig};
 use rendez_kubernetes::kube::{Api, Client, Config};
 use rendez_kubernetes::{KubernetesOptions, LeaderLease, LeaderLeaseOptions};
@@ -172,6 +176,43 @@ async fn ours_leads_and_go_waits_until_it_is_released() {
         "as client-go leaves it"
     );
     assert_eq!(ours.wait_for_leadership().await.unwrap_err().kind(), ErrorKind::Lost);
+}
+
+/// Others have written this participant, by the rules of client-go: one Lease serves both kinds, in both directions.
+#[tokio::test]
+async fn the_client_for_python_and_ours_lead_one_after_the_other() {
+    let server = KubernetesServer::start().await.unwrap();
+    let kubeconfig = file(&server.url());
+    let python = || Python::start(&server, &kubeconfig, NAME, "python", 6);
+    let first = python();
+    until("Python leads", || first.leads()).await;
+    let ours = ours(&server, "ours", 6).await;
+    until("ours knows who leads", || ours.leader().as_deref() == Some("python")).await;
+    // Longer than the Lease would live were it not renewed.
+    let begun = Instant::now();
+    while begun.elapsed() < seconds(9.0) {
+        assert!(first.leads() && !ours.is_leader() && ours.token().is_none());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let renewed: jiff::Timestamp = lease(&server)["spec"]["renewTime"].as_str().unwrap().parse().unwrap();
+    drop(first);
+    let before = led(&ours).await;
+    let last: jiff::Timestamp = lease(&server)["spec"]["renewTime"].as_str().unwrap().parse().unwrap();
+    assert!(last.duration_since(renewed) >= jiff::SignedDuration::from_secs(6), "it was early: {renewed} {last}");
+    // The other way: Python waits while ours renews, and leads when it has released.
+    let second = python();
+    let begun = Instant::now();
+    while begun.elapsed() < seconds(9.0) {
+        assert!(!second.leads(), "Python takes a Lease that is renewed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(ours.token().map(|token| token.get()), Some(before));
+    ours.resign().await.unwrap();
+    until("Python takes what is free", || second.leads()).await;
+    until("ours knows", || ours.leader().as_deref() == Some("python")).await;
+    assert!(!ours.is_leader());
+    drop(second);
+    assert!(led(&ours).await > before, "tokens rise, whoever led between");
 }
 
 /// With intervals of many seconds, only the watch can tell in time; and it alone does: nothing is read.
