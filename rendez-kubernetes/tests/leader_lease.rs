@@ -183,14 +183,14 @@ async fn ours_leads_and_go_waits_until_it_is_released() {
 async fn the_client_for_python_and_ours_lead_one_after_the_other() {
     let server = KubernetesServer::start().await.unwrap();
     let kubeconfig = file(&server.url());
-    let python = || Python::start(&server, &kubeconfig, NAME, "python", 6);
+    let python = || Python::start(&server, &kubeconfig, NAME, "python", 8);
     let first = python();
     until("Python leads", || first.leads()).await;
-    let ours = ours(&server, "ours", 6).await;
+    let ours = ours(&server, "ours", 8).await;
     until("ours knows who leads", || ours.leader().as_deref() == Some("python")).await;
     // Longer than the Lease would live were it not renewed.
     let begun = Instant::now();
-    while begun.elapsed() < seconds(9.0) {
+    while begun.elapsed() < seconds(12.0) {
         assert!(first.leads() && !ours.is_leader() && ours.token().is_none());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -198,11 +198,11 @@ async fn the_client_for_python_and_ours_lead_one_after_the_other() {
     drop(first);
     let before = led(&ours).await;
     let last: jiff::Timestamp = lease(&server)["spec"]["renewTime"].as_str().unwrap().parse().unwrap();
-    assert!(last.duration_since(renewed) >= jiff::SignedDuration::from_secs(6), "it was early: {renewed} {last}");
+    assert!(last.duration_since(renewed) >= jiff::SignedDuration::from_secs(8), "it was early: {renewed} {last}");
     // The other way: Python waits while ours renews, and leads when it has released.
     let second = python();
     let begun = Instant::now();
-    while begun.elapsed() < seconds(9.0) {
+    while begun.elapsed() < seconds(12.0) {
         assert!(!second.leads(), "Python takes a Lease that is renewed");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -432,6 +432,7 @@ fn read_records(file: &std::path::Path) -> Vec<(Timestamp, bool)> {
     pairs.map(|(at, led)| (Timestamp::from_nanos(at.parse().unwrap()), led == "1")).collect()
 }
 
+/// A process that is killed when this goes.
 struct Killed(std::process::Child);
 
 impl Drop for Killed {

@@ -15,6 +15,7 @@ const NONE: FencingToken = FencingToken::NONE;
 
 /// Longer than anything here should take, even on a busy machine.
 const BOUND: Duration = Duration::from_secs(30);
+
 /// What `docs/stores/redis.md` asks for.
 const RIGHTS: &str = "resetchannels ~rendez:* &rendez:* -@all +eval +evalsha +info +wait +select \
                       +subscribe +unsubscribe +publish +time +exists +del +hget +hset +hdel +hmget +hgetall +hlen \

@@ -4,16 +4,18 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rendez_testkit::servers::KubernetesServer;
+
+use crate::Killed;
 
 /// Where `cargo xtask servers` puts it, below the target directory.
 const FOLDER: &str = "servers/kubernetes-client";
 
 pub struct Python {
-    process: Child,
+    _process: Killed,
     said: Arc<Mutex<Vec<String>>>,
 }
 
@@ -30,18 +32,11 @@ impl Python {
         let said = Arc::new(Mutex::new(Vec::new()));
         let saying = Arc::clone(&said);
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| saying.lock().unwrap().push(line)));
-        Self { process, said }
+        Self { _process: Killed(process), said }
     }
 
     /// Whether it leads, by what it has said last.
     pub fn leads(&self) -> bool {
         self.said.lock().unwrap().last().is_some_and(|last| last == "leads")
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
